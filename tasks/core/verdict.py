@@ -1,0 +1,105 @@
+"""What a verifier says of one completion, and the reward each status earns.
+
+A verifier returns only what it can see in the text: correct, wrong, unparseable or truncated. Whoever runs it records
+timeout, out_of_memory and crashed. Those three say nothing about the completion, so their reward is None (null in the
+verdicts table: unassigned) and never a silent 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Protocol
+
+MAX_EXTRACTED_CHARACTERS = 200
+"""Length at which an unparseable answer is cut before it is stored: a megabyte of junk must not enter a table."""
+
+
+class Status(StrEnum):
+    """Outcome of judging one completion; the values are those of the `status` column of the verdicts table."""
+
+    CORRECT = "correct"
+    """The answer equals the gold answer."""
+    WRONG = "wrong"
+    """The answer can be compared and differs."""
+    UNPARSEABLE = "unparseable"
+    """The completion ended by itself and holds no answer, or one that cannot be compared."""
+    TRUNCATED = "truncated"
+    """The length limit cut the completion before its answer was complete."""
+    TIMEOUT = "timeout"
+    """The verifier passed its wall-clock limit."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The verifier passed its memory limit."""
+    CRASHED = "crashed"
+    """The verifier raised or its process died."""
+
+
+REWARDS: Mapping[Status, float | None] = MappingProxyType(
+    {
+        Status.CORRECT: 1.0,
+        Status.WRONG: 0.0,
+        Status.UNPARSEABLE: 0.0,
+        Status.TRUNCATED: 0.0,
+        Status.TIMEOUT: None,
+        Status.OUT_OF_MEMORY: None,
+        Status.CRASHED: None,
+    }
+)
+"""Reward of every status; None means unassigned: the verifier failed, not the completion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One verifier's word on one completion."""
+
+    status: Status
+    """What was found."""
+    extracted_answer: str | None
+    """Correct or wrong: the answer in canonical form. Unparseable: its raw text, cut at MAX_EXTRACTED_CHARACTERS, or
+    None when there is no answer. Otherwise None: an answer cut short is no answer."""
+
+
+class Verifier(Protocol):
+    """Compares completions with gold answers: deterministic, linear in the completion's length, evaluating nothing."""
+
+    name: str
+    """The key in the registry and in the `verifier` column."""
+    version: int
+    """Raised whenever any completion would be judged differently; verdicts of both versions then stand side by side."""
+
+    def judge(self, completion: str, answer: str, *, is_truncated: bool) -> Judgement:
+        """Judge `completion` against the gold `answer`; `is_truncated` says that the length limit ended the completion.
+
+        Errors: ValueError where check_answer would raise; never on account of the completion.
+        """
+        ...
+
+    def check_answer(self, answer: str) -> None:
+        """Raise ValueError when the verifier cannot compare the gold `answer`: bad keys are refused at load."""
+        ...
+
+
+def unparseable(raw: str | None) -> Judgement:
+    """The judgement of an answer that cannot be compared: `raw`, cut short, or None when there is no answer.
+
+    >>> unparseable("x" * 1000).extracted_answer == "x" * 200
+    True
+    """
+    return Judgement(
+        status=Status.UNPARSEABLE, extracted_answer=None if raw is None else raw[:MAX_EXTRACTED_CHARACTERS]
+    )
+
+
+def reward_of(status: Status) -> float | None:
+    """The reward of `status`, None when it is unassigned. Errors: ValueError when `status` is none of Status.
+
+    >>> reward_of(Status.CORRECT), reward_of(Status.TRUNCATED), reward_of(Status.CRASHED)
+    (1.0, 0.0, None)
+    """
+    if status not in REWARDS:
+        expected = ", ".join(REWARDS)
+        raise ValueError(
+            f"no reward is defined for status {status!r}: expected one of {expected}; "
+            "use a member of tasks.core.verdict.Status"
+        )
+    return REWARDS[status]

@@ -1,0 +1,174 @@
+"""The verifier of GSM8K and of every other task whose answer is an integer."""
+
+import re
+from typing import NamedTuple
+
+from tasks.core.verdict import Judgement, Status, unparseable
+
+MAX_DIGITS = 40
+"""Longest integer that is compared: far above any gold answer (GSM8K: 9 digits), far below where int() gets slow."""
+
+_MAX_RAW_CHARACTERS = 200
+"""Longer raw answers are not looked at: MAX_DIGITS digits with separators and every decoration are shorter."""
+
+_MARK = "####"
+_BOX = "\\boxed{"
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_SPACE = re.compile(r"(?:[ \t\r\n]|\\,)*+")
+_TRAILING_SPACE = re.compile(r"(?:[ \t\r\n]|\\,)++\Z")
+# [0-9], for \d takes every script's digits. Grouped numbers start with 1-9 ("0,072" is a decimal fraction in half the
+# world) and keep to one separator.
+_INTEGER = re.compile(
+    r"(?P<sign>[+-]?)(?:\\?\$)?"
+    r"(?P<digits>[1-9][0-9]{0,2}(?P<separator>,|\\,|\{,\})[0-9]{3}(?:(?P=separator)[0-9]{3})*|[0-9]+)"
+    r"(?:\.00?)?"
+)
+_NOT_DIGITS = re.compile(r"[^0-9]")
+_CANONICAL = re.compile(rf"0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}}")
+
+
+class _Found(NamedTuple):
+    raw: str
+    """The text of the answer; an unclosed box keeps its `\\boxed{`, so that it can never be read as an integer."""
+    is_closed: bool
+    """Whether something after the answer ended it: the line's end, the box's brace."""
+
+
+class Gsm8kVerifier:
+    r"""Compares the last `#### X` or `\boxed{X}` of a completion with a gold integer.
+
+    Rule: everything up to the last </think> is dropped. The answer is the last `####`, up to the end of its line, or
+    the last `\boxed{`, up to its matching brace, whichever starts last. The last one, because it is what the
+    completion finally commits to: reading any other, or trying several, would pay for listing guesses, and a rank
+    between the two marks would let an early answer overrule its own correction. X is brought to canonical form by
+    `canonical_integer` and compared as an integer, exactly.
+
+    Source: the GSM8K paper (arXiv 2110.14168) ends every solution in `#### X`; `\boxed{X}` is what instruct models
+    are asked for.
+
+    Degenerate cases:
+    * No answer: truncated if the length limit ended the completion, else unparseable.
+    * A completion cut by the length limit after its answer was complete is judged as any other. The completion is
+      truncated when its box is unclosed or its `####` line has no line break yet: `#### 7` may have become `#### 72`.
+    * An unclosed box in a completion that ended by itself is unparseable.
+    * A `####` heading after the answer is the last mark, hence unparseable; there is no fallback to an earlier
+      answer.
+    * Of nested boxes the inner one starts last and counts. `\{` and `\}` are text and match nothing. `\boxed 7` is no
+      mark.
+    * A <think> that is never closed drops nothing: chat templates may open it in the prompt, where the verifier
+      cannot see it.
+    * A number with words or a unit ("72 clips", "72%"), a formula ("8*9") or a fraction is unparseable; nothing is
+      evaluated.
+
+    >>> Gsm8kVerifier().judge("48+24=72, so \\boxed{72}.", "72", is_truncated=False).status.value
+    'correct'
+    """
+
+    name = "gsm8k"
+    version = 1
+
+    def judge(self, completion: str, answer: str, *, is_truncated: bool) -> Judgement:
+        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
+        self.check_answer(answer)
+        found = _find_answer(completion.rpartition("</think>")[2])
+        if is_truncated and (found is None or not found.is_closed):
+            return Judgement(status=Status.TRUNCATED, extracted_answer=None)
+        if found is None:
+            return unparseable(None)
+        integer = canonical_integer(found.raw)
+        if integer is None:
+            return unparseable(found.raw)
+        # Canonical forms are equal exactly when the integers are.
+        return Judgement(status=Status.CORRECT if integer == answer else Status.WRONG, extracted_answer=integer)
+
+    def check_answer(self, answer: str) -> None:
+        """Accept an integer in canonical form: no leading zero, no "-0". Errors: ValueError for anything else."""
+        if _CANONICAL.fullmatch(answer) is None:
+            raise ValueError(
+                f"gold answer {answer[:_MAX_RAW_CHARACTERS]!r} cannot be compared: the gsm8k verifier expected a "
+                f"canonical integer such as '-1234' (at most {MAX_DIGITS} digits, no separators, no leading zero), for "
+                "it compares integers exactly; take GSM8K's `answer` column through gold_answer(), or choose another "
+                "verifier"
+            )
+
+
+def gold_answer(answer_column: str) -> str:
+    """The canonical integer after the last "#### " of a row's `answer` column. Errors: ValueError when there is none.
+
+    >>> gold_answer("6 boxes hold 6*375=<<6*375=2250>>2250.\\n#### 2,250")
+    '2250'
+    """
+    _, mark, raw = answer_column.rpartition(_MARK + " ")
+    integer = canonical_integer(raw) if mark else None
+    if integer is None:
+        raise ValueError(
+            f"answer column ends in {answer_column[-60:]!r}: expected '#### ' and an integer, as in every row of "
+            "openai/gsm8k; check that the dataset is GSM8K (configuration main) and its column `answer`"
+        )
+    return integer
+
+
+def canonical_integer(raw: str) -> str | None:
+    r"""The integer that `raw` writes, as ASCII digits after an optional '-'; None when it writes no integer.
+
+    Removed: space and thin spaces (`\,`) at the ends; one full stop at the end; one `$` or `\$` at each end (also
+    `$\$72$`); `\text{...}` around all of it, as it changes the typeface and nothing else; the sign '+'; the thousands
+    separators ',', `{,}` and `\,` when all are alike and every group is full; ".0" or ".00"; leading zeros of an
+    ungrouped number.
+    Not accepted: anything beyond ASCII (other digits, the minus sign U+2212); "72.000", which means 72000 to many;
+    "1 000", which may be two numbers; "1,00"; "- 5"; "1e3"; "1_000"; more than MAX_DIGITS digits.
+    Degenerate cases: "" is None; "-0" is "0".
+
+    >>> [canonical_integer(raw) for raw in ["$1,200.00", r"\text{-7}.", "+007", "1,20", "9*8"]]
+    ['1200', '-7', '7', None, None]
+    """
+    if len(raw) > _MAX_RAW_CHARACTERS:
+        return None
+    match = _INTEGER.fullmatch(_undecorated(raw))
+    if match is None:
+        return None
+    digits = _NOT_DIGITS.sub("", match["digits"])
+    if len(digits) > MAX_DIGITS:
+        return None
+    return str(int(match["sign"] + digits))
+
+
+def _undecorated(raw: str) -> str:
+    text = _strip(raw)
+    has_full_stop = text.endswith(".")
+    text = _strip(text.removesuffix("."))
+    text = _strip(text.removeprefix("$"))
+    text = _strip(text.removeprefix("\\$"))
+    text = _strip(text.removesuffix("\\$" if text.endswith("\\$") else "$"))
+    if text.startswith("\\text{") and text.endswith("}"):
+        text = _strip(text[len("\\text{") : -1])
+    return text if has_full_stop else _strip(text.removesuffix("."))
+
+
+def _strip(text: str) -> str:
+    start = _SPACE.match(text)
+    assert start is not None  # it matches the empty string
+    return _TRAILING_SPACE.sub("", text[start.end() :])
+
+
+def _find_answer(text: str) -> _Found | None:
+    mark, box = text.rfind(_MARK), text.rfind(_BOX)
+    if mark > box:
+        line, line_end, _ = text[mark + len(_MARK) :].partition("\n")
+        return _Found(line, is_closed=bool(line_end))
+    if box >= 0:
+        return _find_box(text[box:])
+    return None
+
+
+def _find_box(text: str) -> _Found:
+    """The content of the box at the start of `text`; every character is looked at once."""
+    depth = 1
+    for token in _BRACE.finditer(text, len(_BOX)):
+        if token[0] == "{":
+            depth += 1
+        elif token[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return _Found(text[len(_BOX) : token.start()], is_closed=True)
+    return _Found(text, is_closed=False)
