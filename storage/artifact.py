@@ -1,0 +1,227 @@
+"""The artifact store: results addressed by what they were computed from, committed by one rename.
+
+Layout below the data root:
+
+    artifacts/<stage>/<key>/manifest.json, <table>.parquet, <folder>/...    committed, never changed afterwards
+    artifacts/.staging/<key>-<pid>-<random>/                                being written; swept once its writer is gone
+    log.jsonl                                                               one line per event (commit_log.py)
+
+A result is written to a staging folder, flushed to disk, and renamed: readers see all of it or nothing. A folder that
+was renamed by a process killed before it logged the commit is complete, and is found by its key at the next run.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from storage.fingerprint import canonical, fingerprint
+from storage.parquet import make_table, read_table, table_digest, write_table
+from storage.schema import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an artifact, a table or a folder: what another stage takes as input. Identity: `digest`."""
+
+    artifact: "Artifact"
+    name: str
+
+    @property
+    def digest(self) -> str:
+        """Digest of the contents: rows in key order for a table, files by name for a folder."""
+        return str(self.artifact.manifest["parts"][self.name]["digest"])
+
+    @property
+    def path(self) -> Path:
+        """The Parquet file, or the folder."""
+        return self.artifact.path / str(self.artifact.manifest["parts"][self.name]["path"])
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """Rows of a table part."""
+        return read_table(self.path, columns)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed result. `key` says what it was computed from, its parts' digests what it is."""
+
+    stage: str
+    key: str
+    path: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        return loaded
+
+    def part(self, name: str) -> Part:
+        parts = self.manifest["parts"]
+        if name not in parts:
+            raise KeyError(f"artifact {self.stage}/{self.key[:12]} has the parts {sorted(parts)}, not {name!r}")
+        return Part(self, name)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Figures the stage gave for people (accuracy, tokens): shown again when the artifact is found in the cache."""
+        stored: dict[str, Any] = self.manifest["summary"]
+        return stored
+
+    @property
+    def tables(self) -> list[str]:
+        return [name for name, part in self.manifest["parts"].items() if part["kind"] == "table"]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file["bytes"] for part in self.manifest["parts"].values() for file in part["files"].values())
+
+
+class Staging:
+    """A folder in which a stage lays out its result before the commit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.summary: dict[str, Any] = {}
+
+    def add_table(self, name: str, columns: Mapping[str, Any]) -> pa.Table:
+        """Write one declared table; returns its rows in key order."""
+        rows = make_table(name, columns)
+        file = f"{name}.parquet"
+        write_table(self.path / file, name, rows)
+        self.parts[name] = {
+            "kind": "table",
+            "path": file,
+            "rows": rows.num_rows,
+            "digest": table_digest(name, rows),
+            "files": {file: _file_facts(self.path / file)},
+        }
+        return rows
+
+    def add_folder(self, name: str, folder: Path) -> None:
+        """Register a folder already written below `path`; its digest covers every file's name and bytes."""
+        files = {
+            str(file.relative_to(self.path)): _file_facts(file)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        inside = {str(Path(file).relative_to(folder.relative_to(self.path))): f["sha256"] for file, f in files.items()}
+        self.parts[name] = {
+            "kind": "folder",
+            "path": str(folder.relative_to(self.path)),
+            "digest": fingerprint(inside),
+            "files": files,
+        }
+
+
+class Store:
+    """Artifacts below one data root on a local file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.artifacts = root / "artifacts"
+        self.staging_root = self.artifacts / ".staging"
+
+    def open_for_writing(self) -> None:
+        """Create the folders and sweep what killed writers left behind. Raises OSError when the root is not writable."""
+        self.staging_root.mkdir(parents=True, exist_ok=True)
+        for folder in self.staging_root.iterdir():
+            pid = int(folder.name.split("-")[1])
+            if not _is_alive(pid):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def path_of(self, stage: str, key: str) -> Path:
+        return self.artifacts / stage / key
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The committed artifact of this key, or None. One whose files are missing or cut short is set aside."""
+        path = self.path_of(stage, key)
+        if not path.exists():
+            return None
+        artifact = Artifact(stage, key, path)
+        try:
+            parts = artifact.manifest["parts"].values()
+            sizes = [(path / file, facts["bytes"]) for part in parts for file, facts in part["files"].items()]
+            if all(file.stat().st_size == size for file, size in sizes):
+                return artifact
+        except (OSError, ValueError, KeyError):
+            pass  # an unreadable manifest or a missing file: damaged all the same
+        self._set_aside(path)
+        return None
+
+    def _set_aside(self, path: Path) -> None:
+        """Move a damaged artifact out of the way, as evidence; its stage will run again."""
+        quarantine = self.root / "quarantine"
+        quarantine.mkdir(exist_ok=True)
+        os.rename(path, quarantine / f"{path.parent.name}-{path.name[:16]}-{uuid.uuid4().hex[:8]}")
+
+    @contextmanager
+    def staging(self, key: str) -> Iterator[Staging]:
+        """A new staging folder; removed when the block ends without a commit."""
+        path = self.staging_root / f"{key[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        path.mkdir(parents=True)
+        try:
+            yield Staging(path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, staging: Staging, stage: str, key: str, key_parts: object) -> Artifact:
+        """Publish a staging folder under its key: manifest, flush to disk, one rename.
+
+        When another process committed the same key first, its artifact is kept and ours dropped.
+        """
+        manifest = {
+            "stage": stage,
+            "key": key,
+            "key_parts": canonical(key_parts),
+            "schema_version": SCHEMA_VERSION,
+            "parts": staging.parts,
+            "summary": staging.summary,
+        }
+        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+        (staging.path / MANIFEST).write_text(text, encoding="utf-8")
+        for entry in [staging.path, *staging.path.rglob("*")]:
+            _flush(entry)
+        target = self.path_of(stage, key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(staging.path, target)
+        except OSError:
+            if not target.exists():
+                raise
+        _flush(target.parent)
+        return Artifact(stage, key, target)
+
+
+def _file_facts(file: Path) -> dict[str, Any]:
+    with file.open("rb") as handle:
+        return {"sha256": hashlib.file_digest(handle, "sha256").hexdigest(), "bytes": file.stat().st_size}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

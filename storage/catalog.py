@@ -1,0 +1,106 @@
+"""The catalogue: an in-memory DuckDB whose views read the committed Parquet files, while runs go on writing.
+
+Files come from the commit log (queries/log.sql), so nothing that is half-written is ever seen. Each view has `run`,
+`step` and `purpose` in front: they belong to the place a file serves, not to the file, since runs share artifacts.
+"""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+
+if TYPE_CHECKING:
+    from storage.schema import Table
+
+VIEWS = ("runs", "run_events", "stage_runs", "token_credit")
+"""Views made from the log or from other views, beside one view per declared table."""
+
+
+class NotReading(ValueError):
+    """The statement does something other than read."""
+
+
+def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
+    """Connect to the tables below a data root. Only files below it can be read, and nothing can be written.
+
+    Raises FileNotFoundError when no run has ever written to the root.
+    """
+    log = root / "log.jsonl"
+    if not log.exists():
+        raise FileNotFoundError(
+            f"no run has been stored under {root.resolve()} (expected its commit log {log.name}); "
+            "start one with `tempo train quickstart`, or name another folder with --data-root"
+        )
+    connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
+    connection.execute(_query("log").replace("$log", _literal(str(log))))
+    _create_table_views(connection, root)
+    connection.execute(_query("token_credit"))
+    connection.execute(f"SET allowed_directories = [{_literal(str(root.resolve()))}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _query(name: str) -> str:
+    return (files("storage") / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _create_table_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    """One view per declared table, over its committed files; an empty one with the declared columns if there are none."""
+    from storage.schema import TABLES
+
+    base = root.resolve()
+    connection.execute(f"UPDATE links SET file = {_literal(str(base) + '/')} || file")
+    found: dict[str, list[str]] = {}
+    for part, file in connection.execute("SELECT DISTINCT part, file FROM links ORDER BY file").fetchall():
+        found.setdefault(part, []).append(file)
+    for table in TABLES.values():
+        connection.execute(_view(table, found.get(table.name, [])))
+
+
+def _view(table: "Table", paths: list[str]) -> str:
+    columns = ", ".join(f"t.{column.name}" for column in table.columns)
+    if not paths:
+        empty = ", ".join(f"NULL::{_sql_type(str(c.type))} AS {c.name}" for c in table.columns)
+        return (
+            f"CREATE VIEW {table.name} AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS step, "
+            f"NULL::VARCHAR AS purpose, {empty} WHERE false"
+        )
+    listed = ", ".join(_literal(path) for path in paths)
+    return (
+        f"CREATE VIEW {table.name} AS SELECT l.run, l.step, l.purpose, {columns} "
+        f"FROM read_parquet([{listed}], filename = true) t "
+        f"JOIN links l ON l.file = t.filename AND l.part = {_literal(table.name)}"
+    )
+
+
+def _sql_type(arrow: str) -> str:
+    """DuckDB's name of a declared Arrow type."""
+    scalar = {"string": "VARCHAR", "bool": "BOOLEAN", "int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT"}
+    scalar["double"] = "DOUBLE"
+    listed = re.fullmatch(r"list<element: (\w+) not null>", arrow)
+    return f"{scalar[listed[1]]}[]" if listed else scalar[arrow]
+
+
+def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
+    """Execute one reading statement in a read-only transaction and return the connection, ready to fetch.
+
+    Raises NotReading for anything but one SELECT (WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE count as such) or
+    EXPLAIN of one.
+    """
+    inner = re.sub(r"^\s*EXPLAIN(\s+ANALYZE\b|\s*\([^)]*\))?", "", sql, flags=re.IGNORECASE)
+    statements = connection.extract_statements(inner)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+        raise NotReading(
+            f"expected one reading statement (SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN), got {kinds}; "
+            "the tables are views over committed files and cannot be changed from SQL"
+        )
+    connection.execute("BEGIN TRANSACTION READ ONLY")
+    return connection.execute(sql)

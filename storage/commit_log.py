@@ -1,0 +1,43 @@
+"""The commit log: one JSON line per event, appended and flushed; readers take files from here, never from a glob.
+
+A writer killed in the middle of a line leaves a torn last line. Readers skip it, and the next writer ends it first, so
+that it never joins the line that follows.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def append_event(log: Path, event: dict[str, Any]) -> None:
+    """Append one event and flush it to disk. Several processes may append at once."""
+    line = json.dumps(event, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(descriptor, line) != len(line):
+            os.ftruncate(descriptor, end)
+            raise OSError(28, "No space left on device", str(log))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_events(log: Path) -> Iterator[dict[str, Any]]:
+    """Every whole event, oldest first; lines torn by a kill are skipped."""
+    if not log.exists():
+        return
+    with log.open("rb") as lines:
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                yield event

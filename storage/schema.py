@@ -1,0 +1,231 @@
+"""Every table and every column, declared once: Arrow type, unit or shape, and one sentence.
+
+The Parquet writer, the content digest, the empty views of the catalogue and `tempo sql --schema` are all made from here.
+Keys that say where a row belongs (run, step, purpose) are not stored in the files: an artifact can serve several runs,
+so the catalogue attaches them from the commit log (see catalog.py).
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+TEXT, FLAG = pa.string(), pa.bool_()
+INT32, INT64, FLOAT32, FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
+TOKENS = pa.list_(pa.field("element", INT32, nullable=False))
+FLOATS = pa.list_(pa.field("element", FLOAT32, nullable=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column. `is_measurement` marks wall-clock figures and places: stored, but no part of the content digest."""
+
+    name: str
+    type: pa.DataType
+    doc: str
+    nullable: bool = False
+    is_measurement: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table: what a row is, the columns that identify a row (also the order on disk), and all columns."""
+
+    name: str
+    row: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+
+def _c(name: str, type: pa.DataType, doc: str, *, nullable: bool = False, is_measurement: bool = False) -> Column:
+    return Column(name=name, type=type, doc=doc, nullable=nullable, is_measurement=is_measurement)
+
+
+LINK_COLUMNS = (
+    _c("run", TEXT, "The run that made or used the row (the experiment's `run` key)."),
+    _c("step", INT32, "Iteration of the loop, from 1; 0 is before the first one (prompts, warm start, first scores)."),
+    _c("purpose", TEXT, "'train', or 'eval' for the prompts, rollouts and verdicts of a benchmark."),
+)
+"""Columns that every view has in front, attached by the catalogue."""
+
+PROMPT_ID = _c("prompt_id", TEXT, "dataset/split/row, for example gsm8k/train/000042.")
+GROUP_ID = _c("group_id", TEXT, "One prompt in one generation: its completions are compared with one another.")
+ROLLOUT_ID = _c("rollout_id", TEXT, "group_id and the completion's index in its group.")
+
+PROMPTS = Table(
+    name="prompts",
+    row="one prompt of a dataset",
+    key=("prompt_id",),
+    columns=(
+        PROMPT_ID,
+        _c("dataset", TEXT, "Name in the registry of datasets."),
+        _c("revision", TEXT, "Pinned revision of the Hub dataset, or the generator's version."),
+        _c("split", TEXT, "Split of the dataset."),
+        _c("row_index", INT64, "Row in that split, from 0."),
+        _c("template", TEXT, "How the text was made: the checkpoint's chat template (its digest) or plain."),
+        _c("prompt_text", TEXT, "The rendered prompt, as the policy reads it."),
+        _c("prompt_token_ids", TOKENS, "The prompt's tokens under the policy's tokenizer."),
+        _c("answer", TEXT, "Gold answer, in the verifier's canonical form."),
+        _c("verifier", TEXT, "Name of the verifier that judges completions of this prompt."),
+    ),
+)
+
+ROLLOUTS = Table(
+    name="rollouts",
+    row="one completion, with how it was sampled",
+    key=("rollout_id",),
+    columns=(
+        ROLLOUT_ID,
+        GROUP_ID,
+        PROMPT_ID,
+        _c("token_ids", TOKENS, "Sampled tokens, T of them, the end-of-sequence token included when it was drawn."),
+        _c("sampler_logprobs", FLOATS, "[T] log-probability of each token under the distribution it was drawn from."),
+        _c("text", TEXT, "token_ids decoded without special tokens."),
+        _c("finish_reason", TEXT, "'stop' (end of sequence drawn) or 'length' (max_tokens or context reached)."),
+        _c("policy", TEXT, "Policy that sampled: policies.policy."),
+        _c("sampler", TEXT, "Engine that sampled."),
+        _c("seed", INT64, "Seed of this completion's own random stream."),
+        _c("decoding", TEXT, "'sampled' or 'greedy'."),
+        _c("temperature", FLOAT64, "Divides the logits before sampling; 0 for greedy decoding."),
+        _c("top_p", FLOAT64, "Smallest set of tokens with at least this mass is kept; 1 keeps all."),
+        _c("max_tokens", INT32, "Most tokens a completion may have."),
+    ),
+)
+
+VERDICTS = Table(
+    name="verdicts",
+    row="one completion judged by one verifier version",
+    key=("rollout_id", "verifier", "verifier_version"),
+    columns=(
+        ROLLOUT_ID,
+        GROUP_ID,
+        _c("verifier", TEXT, "Name of the verifier."),
+        _c("verifier_version", INT32, "Its version."),
+        _c("status", TEXT, "correct, wrong, unparseable, truncated, timeout, out_of_memory or crashed."),
+        _c("reward", FLOAT64, "Reward; NULL when no verdict was reached: never a silent 0.", nullable=True),
+        _c("extracted_answer", TEXT, "What the verifier took as the answer; NULL when it found none.", nullable=True),
+        _c("seconds", FLOAT64, "Time of the judgement, in seconds.", is_measurement=True),
+    ),
+)
+
+PREFIX_NODES = Table(
+    name="prefix_nodes",
+    row="one node of a group's path-compressed prefix tree",
+    key=("group_id", "node"),
+    columns=(
+        GROUP_ID,
+        _c("node", INT32, "Number of the node in its group; 0 is the root, the prompt itself."),
+        _c("parent", INT32, "Parent node; NULL at the root.", nullable=True),
+        _c("depth", INT32, "Tokens from the end of the prompt to the end of this node's edge."),
+        _c("token_ids", TOKENS, "Tokens of the edge from the parent to this node; empty at the root."),
+        _c("num_completions", INT32, "|D(s)|: completions of the group that start with this prefix."),
+        _c("value", FLOAT64, "V(s): mean reward of those completions."),
+        _c("is_branch", FLAG, "Two or more different tokens follow."),
+    ),
+)
+
+ADVANTAGES = Table(
+    name="advantages",
+    row="one completion credited by one estimator version",
+    key=("rollout_id", "estimator", "estimator_version"),
+    columns=(
+        ROLLOUT_ID,
+        GROUP_ID,
+        _c("estimator", TEXT, "Name of the estimator."),
+        _c("estimator_version", INT32, "Version of the credit stage that computed it."),
+        _c("reward", FLOAT64, "Reward used."),
+        _c("group_mean", FLOAT64, "Mean reward of the group: V(root)."),
+        _c("group_std", FLOAT64, "Standard deviation of the group's rewards (ddof = 1; 0 for one completion)."),
+        _c("base_advantage", FLOAT64, "Advantage that every token of the completion shares."),
+        _c("td_weight", FLOAT64, "Advantage of a token = base_advantage + td_weight * td of the token."),
+        _c("td_positions", TOKENS, "Positions (from 0) of the branch tokens: where td is not 0."),
+        _c("td_values", FLOATS, "td there: V(s_{t+1}) - V(s_t), in units of reward."),
+        _c("leaf_node", INT32, "prefix_nodes.node at which the completion ends."),
+        _c("token_advantages", FLOATS, "[T] only for estimators that are dense; else NULL.", nullable=True),
+    ),
+)
+
+UPDATES = Table(
+    name="updates",
+    row="one optimiser step",
+    key=("update",),
+    columns=(
+        _c("update", INT32, "Number of the update within its stage, from 0."),
+        _c("phase", TEXT, "'warm_start' or 'training'."),
+        _c("loss", FLOAT64, "Loss that was differentiated."),
+        _c("grad_norm", FLOAT64, "Euclidean norm of the gradient before clipping."),
+        _c("learning_rate", FLOAT64, "Learning rate of this update."),
+        _c("num_completions", INT32, "Completions in the mini-batch."),
+        _c("num_tokens", INT64, "Completion tokens in the mini-batch: the loss's denominator for token_mean."),
+        _c("entropy", FLOAT64, "Mean entropy of the policy's next-token distribution, in nats.", nullable=True),
+        _c("kl", FLOAT64, "Mean k3 estimate of KL(sampler || trainer), in nats.", nullable=True),
+        _c("clip_fraction_low", FLOAT64, "Share of tokens clipped at 1 - clip_low.", nullable=True),
+        _c("clip_fraction_high", FLOAT64, "Share of tokens clipped at 1 + clip_high.", nullable=True),
+        _c("clip_fraction_dual", FLOAT64, "Share of tokens held by the dual clip.", nullable=True),
+        _c("ratio_min", FLOAT64, "Smallest importance ratio trainer/sampler.", nullable=True),
+        _c("ratio_p05", FLOAT64, "5 % quantile of the importance ratio.", nullable=True),
+        _c("ratio_p50", FLOAT64, "Median importance ratio.", nullable=True),
+        _c("ratio_p95", FLOAT64, "95 % quantile of the importance ratio.", nullable=True),
+        _c("ratio_max", FLOAT64, "Largest importance ratio.", nullable=True),
+        _c("seconds", FLOAT64, "Time of the update, in seconds.", is_measurement=True),
+    ),
+)
+
+POLICIES = Table(
+    name="policies",
+    row="one policy",
+    key=("policy",),
+    columns=(
+        _c("policy", TEXT, "First 16 digits of the fingerprint."),
+        _c("parent", TEXT, "Policy it was trained from; NULL for a first one.", nullable=True),
+        _c("fingerprint", TEXT, "Digest of weights, model configuration and tokenizer."),
+        _c("origin", TEXT, "Stage that made it."),
+        _c("num_parameters", INT64, "Trainable parameters."),
+        _c("checkpoint", TEXT, "Folder of the checkpoint, below the data root.", is_measurement=True),
+    ),
+)
+
+SCORES = Table(
+    name="scores",
+    row="one benchmark, policy and decoding",
+    key=("benchmark", "policy", "decoding"),
+    columns=(
+        _c("benchmark", TEXT, "Name of the benchmark."),
+        _c("policy", TEXT, "Policy scored."),
+        _c("decoding", TEXT, "'sampled' or 'greedy'."),
+        _c("n", INT32, "Prompts."),
+        _c("k", INT32, "Completions per prompt."),
+        _c("mean", FLOAT64, "Mean reward over prompts: avg@k.", nullable=True),
+        _c("stderr", FLOAT64, "Standard error of the mean, clustered by prompt.", nullable=True),
+        _c("pass_at_k", FLOAT64, "Share of prompts with at least one correct completion among k.", nullable=True),
+        _c("truncation_rate", FLOAT64, "Share of completions that ended by length."),
+        _c("num_unassigned", INT32, "Completions without a reward (NULL), left out of the mean."),
+        _c("scorer", TEXT, "Verifier and version."),
+        _c("prompt_hash", TEXT, "Digest of the prompts table that was scored."),
+        _c("dataset_revision", TEXT, "Revision of the dataset."),
+        _c("temperature", FLOAT64, "Sampling temperature; 0 for greedy."),
+    ),
+)
+
+VOCABULARY = Table(
+    name="vocabulary",
+    row="one token of the policy's tokenizer",
+    key=("token_id",),
+    columns=(
+        _c("token_id", INT32, "Token."),
+        _c("text", TEXT, "What the token decodes to on its own."),
+    ),
+)
+
+TABLES = {
+    table.name: table
+    for table in (PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, ADVANTAGES, UPDATES, POLICIES, SCORES, VOCABULARY)
+}

@@ -1,0 +1,208 @@
+"""The experiment: everything that decides what a run computes, as frozen dataclasses.
+
+Fields marked NOT_IDENTITY say where or how fast, never what: they are left out of every stage's key. The defaults are
+the paper's (arXiv 2509.18314) where it gives one; quickstart.toml and the other experiments override them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from storage.fingerprint import NOT_IDENTITY
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Inclusive bounds of a number; `above` is a strict lower bound."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+
+    def describe(self) -> str:
+        parts = [
+            f"at least {self.at_least:g}" if self.at_least is not None else "",
+            f"above {self.above:g}" if self.above is not None else "",
+            f"at most {self.at_most:g}" if self.at_most is not None else "",
+        ]
+        return " and ".join(part for part in parts if part)
+
+    def allow(self, value: float) -> bool:
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+        )
+
+
+Count = Annotated[int, Bounds(at_least=0)]
+Positive = Annotated[int, Bounds(at_least=1)]
+NonNegative = Annotated[float, Bounds(at_least=0)]
+PositiveFloat = Annotated[float, Bounds(above=0)]
+Share = Annotated[float, Bounds(above=0, at_most=1)]
+
+Estimator = Literal["tempo", "grpo", "dr_grpo", "rloo", "ppo"]
+Normalization = Literal["token_mean", "sequence_mean", "prompt_mean", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How completions are drawn."""
+
+    engine: Literal["transformers"] = field(default="transformers")
+    """Machine that samples."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits before sampling. The paper: 1."""
+    top_p: Share = 1.0
+    """Nucleus mass; 1 keeps every token. The paper: 1."""
+    max_tokens: Positive = 2048
+    """Most tokens of a completion, the end-of-sequence token included. The paper: 2048."""
+    batch_tokens: Positive = field(default=65536, metadata=NOT_IDENTITY)
+    """Most tokens (prompt + max_tokens, summed over rows) sampled at once: bounds memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """How rows of a dataset become prompts."""
+
+    max_tokens: Positive = 1024
+    """Most tokens of a rendered prompt. The paper: 1024."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """What to do with longer ones: refuse the dataset, or drop them and say how many."""
+    limit: Positive | None = None
+    """Use only this many rows, drawn without replacement by the dataset's own seed; absent: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticConfig:
+    """The built-in task: chains of one-digit terms, evaluated from left to right modulo 10."""
+
+    num_train: Positive = 4096
+    """Training prompts."""
+    num_test: Positive = 256
+    """Held-out prompts; disjoint from the training prompts."""
+    min_terms: Annotated[int, Bounds(at_least=2)] = 4
+    """Fewest terms of a chain."""
+    max_terms: Annotated[int, Bounds(at_least=2)] = 6
+    """Most terms of a chain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStartConfig:
+    """Supervised fine-tuning before the first step, on the dataset's (prompt, completion) pairs."""
+
+    updates: Count = 0
+    """Optimiser steps; 0 leaves the policy as it is."""
+    batch_size: Positive = 96
+    """Pairs per update."""
+    learning_rate: PositiveFloat = 3e-3
+    """Peak learning rate; falls to 0 along a cosine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditConfig:
+    """Switches of the advantage estimators (algorithm: tasks/core/advantage.py)."""
+
+    epsilon: PositiveFloat = 1e-6
+    """Added to the standard deviation."""
+    normalize: bool = True
+    """Divide by the group's standard deviation; false is Dr.GRPO's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One step's optimiser updates (objective: tasks/core/objective.py)."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Constant learning rate of AdamW. The paper: 1e-6."""
+    updates_per_step: Positive = 8
+    """Updates a step: the step's groups are split into this many mini-batches. The paper: 512 prompts / 64 = 8."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's decoupled weight decay. The paper: 0.01."""
+    beta1: Annotated[float, Bounds(at_least=0, at_most=0.9999)] = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: Annotated[float, Bounds(at_least=0, at_most=0.99999)] = 0.999
+    """AdamW's decay of the second moment."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients longer than this are scaled down to it. The paper: 1."""
+    clip_low: Annotated[float, Bounds(above=0, at_most=1)] = 0.2
+    """Importance ratios are clipped below at 1 - clip_low."""
+    clip_high: PositiveFloat = 0.28
+    """Importance ratios are clipped above at 1 + clip_high ("clip-higher", arXiv 2503.14476)."""
+    dual_clip: Annotated[float, Bounds(above=1)] = 3.0
+    """For negative advantages the loss of a token is at most this times |advantage| (arXiv 1912.09729)."""
+    normalization: Normalization = "token_mean"
+    """Denominator of the loss, counted over the whole mini-batch."""
+    kl_coefficient: NonNegative = 0.0
+    """Weight of the KL penalty against the sampling policy; off in the paper."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL (J. Schulman, Approximating KL Divergence)."""
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the entropy bonus; off in the paper."""
+    layout: Literal["auto", "padded"] = field(default="auto", metadata=NOT_IDENTITY)
+    """How completions are laid out in memory; auto takes padded, the only layout of this version."""
+    micro_batch_tokens: Positive = field(default=16384, metadata=NOT_IDENTITY)
+    """Most tokens (padding included) in one forward pass: bounds memory, does not change the gradient."""
+    num_processes: Annotated[int, Bounds(at_least=1, at_most=1)] = field(default=1, metadata=NOT_IDENTITY)
+    """Training processes; this version trains in one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a policy is scored on each benchmark."""
+
+    num_samples: Count = 4
+    """Sampled completions per prompt (avg@k); 0 for greedy decoding only."""
+    greedy: bool = True
+    """Also decode each prompt once greedily. The paper validates greedily."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of the scored samples."""
+    limit: Positive | None = None
+    """Score only this many prompts of a benchmark; absent: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run, from the dataset to the scores."""
+
+    run: str
+    """Name of the run: its rows carry it, and two processes cannot work on one run at once."""
+    seed: Count = 0
+    """Every random draw comes from a seed derived from (this seed, stage, step)."""
+    steps: Count = 15
+    """Steps of generate, verify, credit, train."""
+    prompts_per_step: Positive = 512
+    """Prompts a step, drawn without replacement within an epoch. The paper: 512."""
+    group_size: Positive = 7
+    """G: completions per prompt. The paper: 7."""
+    policy: str = "builtin/tiny-qwen3"
+    """First policy: builtin/tiny-qwen3, a Hugging Face checkpoint folder, or a Hub id (optionally ID@REVISION)."""
+    dataset: str = "arithmetic"
+    """Training set: a name in the registry (tasks/datasets.py)."""
+    hub_root: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Folder that mirrors the Hub's layout; absent: datasets come from the Hub."""
+    verifier: str | None = None
+    """Verifier of the training completions; absent: the dataset's own."""
+    estimator: Estimator = "tempo"
+    """Advantage estimator."""
+    benchmarks: tuple[str, ...] = ()
+    """Benchmarks to score: names in the registry."""
+    evaluate_every: Count = 0
+    """Score the policy every so many steps; it is always scored before the first and after the last step."""
+    device: str = field(default="auto", metadata=NOT_IDENTITY)
+    """Torch device; auto takes CUDA where there is one."""
+    threads: Count = field(default=0, metadata=NOT_IDENTITY)
+    """CPU threads of torch; 0 chooses: 1 for models under 5 M parameters (more threads are slower there), else all."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Rows to prompts."""
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    """The built-in dataset."""
+    sampler: SamplerConfig = SamplerConfig()
+    """Generation."""
+    warm_start: WarmStartConfig = WarmStartConfig()
+    """Supervised start."""
+    credit: CreditConfig = CreditConfig()
+    """Advantages."""
+    train: TrainConfig = TrainConfig()
+    """Updates."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Scores."""

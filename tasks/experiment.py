@@ -1,0 +1,183 @@
+"""Read an experiment: a TOML file plus `--set key=value` into the frozen dataclasses of config.py, or say what is wrong.
+
+Every problem is reported at once, each with the key's path, what was expected and the nearest valid key.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from storage.fingerprint import fingerprint
+from tasks.config import Bounds, Experiment
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "deployments" / "experiments"
+
+EXTENDING = ("steps", "evaluate_every", "benchmarks", "evaluation")
+"""Keys that only lengthen or score a run: changing them continues the same attempt (see attempt_of)."""
+
+
+class ConfigError(ValueError):
+    """The experiment cannot be used; the message lists every problem."""
+
+
+def experiment_names() -> list[str]:
+    """Names of the experiments that come with the project."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+
+
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment `name` (a name in deployments/experiments, or a .toml file) with `a.b=value` overrides applied.
+
+    Raises ConfigError for an unknown name, unreadable TOML, unknown keys, wrong types and values out of range.
+    """
+    path = _find(name)
+    try:
+        tree: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(tree, override)
+    tree.setdefault("run", path.stem)
+    return parse_experiment(tree, origin=str(path))
+
+
+def parse_experiment(tree: Mapping[str, Any], *, origin: str = "the experiment") -> Experiment:
+    """Check a plain tree (as TOML gives it) against the dataclasses. Raises ConfigError with every problem."""
+    problems: list[str] = []
+    experiment = _parse_dataclass(Experiment, tree, "", problems)
+    if not problems:
+        problems += _contradictions(experiment)
+    if problems:
+        raise ConfigError("\n".join([f"{origin} cannot be used:", *(f"  {problem}" for problem in problems)]))
+    return experiment
+
+
+def attempt_of(experiment: Experiment) -> str:
+    """Eight digits that name an attempt at a run: equal as long as the keys that shape its training are equal."""
+    tree = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment) if f.metadata.get("identity", True)}
+    return fingerprint({name: value for name, value in tree.items() if name not in EXTENDING})[:8]
+
+
+def _find(name: str) -> Path:
+    path = Path(name) if name.endswith(".toml") else EXPERIMENTS / f"{name}.toml"
+    if path.is_file():
+        return path
+    known = experiment_names()
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no experiment {name!r}: expected a .toml file or one of {', '.join(known)}{hint}")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, for example --set train.learning_rate=1e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word or a path: text without quotes
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
+    tree[last] = value
+
+
+def _parse_dataclass(cls: type, tree: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+    hints = get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in tree:
+        if key not in fields:
+            problems.append(f"{path}{key}: unknown key{_nearest(path + key)}")
+    values = {}
+    for name, field in fields.items():
+        if name in tree:
+            values[name] = _parse(hints[name], tree[name], path + name, problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"{path}{name}: missing; expected {_describe(hints[name])}")
+    return None if problems else cls(**values)
+
+
+def _parse(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """`value` as the type that `hint` asks for; a misfit is added to `problems`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return _parse(inner, value, path, problems)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, Mapping):
+            return _parse_dataclass(hint, value, f"{path}.", problems)
+        problems.append(f"{path}: expected a section [{path}], got {value!r}")
+        return None
+    kind = arguments[0] if origin is Annotated else hint
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if _fits(kind, value) and all(bounds.allow(value) for bounds in getattr(hint, "__metadata__", ())):
+        return tuple(value) if get_origin(kind) is tuple else value
+    near = difflib.get_close_matches(value, get_args(kind), n=1) if isinstance(value, str) else []
+    hint_text = f"; did you mean {near[0]!r}?" if near else ""
+    problems.append(f"{path}: expected {_describe(hint)}, got {value!r}{hint_text}")
+    return None
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(item, get_args(kind)[0]) for item in value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, float) and value == value and abs(value) != float("inf")
+    return isinstance(value, kind)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _describe(next(a for a in arguments if a is not type(None)))
+    if origin is Annotated:
+        bounds = next(a for a in arguments[1:] if isinstance(a, Bounds))
+        return f"{_describe(arguments[0])} {bounds.describe()}"
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in arguments)
+    if origin is tuple:
+        return "a list of text"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, "a section")
+
+
+def _nearest(key: str) -> str:
+    """The valid key most like `key`, wherever in the tree it lives."""
+    near = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def all_keys(cls: type = Experiment, path: str = "") -> list[str]:
+    """Every key of the experiment, dotted."""
+    keys = []
+    for name, hint in get_type_hints(cls).items():
+        nested = dataclasses.is_dataclass(hint) and isinstance(hint, type)
+        keys += all_keys(hint, f"{path}{name}.") if nested else [path + name]
+    return keys
+
+
+def _contradictions(experiment: Experiment) -> list[str]:
+    problems = []
+    if not experiment.run or not all(c.isalnum() or c in "._-" for c in experiment.run) or experiment.run.startswith("."):
+        problems.append(f"run: expected letters, digits, '.', '_' and '-' (it names a folder), got {experiment.run!r}")
+    if experiment.arithmetic.min_terms > experiment.arithmetic.max_terms:
+        problems.append(
+            f"arithmetic.min_terms: expected at most arithmetic.max_terms = {experiment.arithmetic.max_terms}, "
+            f"got {experiment.arithmetic.min_terms}"
+        )
+    if experiment.train.updates_per_step > experiment.prompts_per_step:
+        problems.append(
+            f"train.updates_per_step: expected at most prompts_per_step = {experiment.prompts_per_step} (each update "
+            f"takes whole groups), got {experiment.train.updates_per_step}"
+        )
+    return problems
