@@ -215,6 +215,18 @@ SCORES = Table(
     ),
 )
 
+DEMONSTRATIONS = Table(
+    name="demonstrations",
+    row="one completion to imitate in the warm start",
+    key=("prompt_id", "index"),
+    columns=(
+        PROMPT_ID,
+        _c("index", INT32, "Number of the demonstration of its prompt, from 0."),
+        _c("text", TEXT, "The completion."),
+        _c("token_ids", TOKENS, "Its tokens, the end-of-sequence token included."),
+    ),
+)
+
 VOCABULARY = Table(
     name="vocabulary",
     row="one token of the policy's tokenizer",
@@ -227,5 +239,5 @@ VOCABULARY = Table(
 
 TABLES = {
     table.name: table
-    for table in (PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, ADVANTAGES, UPDATES, POLICIES, SCORES, VOCABULARY)
+    for table in (PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, ADVANTAGES, UPDATES, POLICIES, SCORES, DEMONSTRATIONS, VOCABULARY)
 }

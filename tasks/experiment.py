@@ -46,14 +46,31 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def parse_experiment(tree: Mapping[str, Any], *, origin: str = "the experiment") -> Experiment:
-    """Check a plain tree (as TOML gives it) against the dataclasses. Raises ConfigError with every problem."""
+    """Check a plain tree (as TOML or JSON gives it) against the dataclasses. Raises ConfigError with every problem."""
     problems: list[str] = []
-    experiment = _parse_dataclass(Experiment, tree, "", problems)
+    experiment = _parse_dataclass(Experiment, _without_none(dict(tree)), "", problems)
     if not problems:
         problems += _contradictions(experiment)
     if problems:
         raise ConfigError("\n".join([f"{origin} cannot be used:", *(f"  {problem}" for problem in problems)]))
     return experiment
+
+
+def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with `a.b=value` overrides applied. Raises ConfigError."""
+    tree = dataclasses.asdict(experiment)
+    for override in overrides:
+        _apply(tree, override)
+    return parse_experiment(_without_none(tree))
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: keys that are not set are absent."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
+    }
 
 
 def attempt_of(experiment: Experiment) -> str:

@@ -1,0 +1,133 @@
+"""The `tempo` command. Nothing heavy is imported before a command needs it: `--help` and `sql` answer at once."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = "Train language models by reinforcement learning with prefix-tree credit; every stage stored and queryable."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: not an error of ours
+        return 0
+    except (ValueError, FileNotFoundError) as error:
+        return _fail(error, 2)
+    except (OSError, RuntimeError, FloatingPointError) as error:
+        return _fail(error, 1)
+    return code
+
+
+def _fail(error: Exception, code: int) -> int:
+    if os.environ.get("TEMPO_TRACEBACK"):
+        raise error
+    print(f"tempo: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tempo", description=DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path(os.environ.get("TEMPO_DATA_ROOT", "data")),
+        help="folder of artifacts, log and tables (default: TEMPO_DATA_ROOT, or ./data)",
+    )
+    working = argparse.ArgumentParser(add_help=False)
+    working.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
+    working.add_argument("--no-server", action="store_true", help="run the stages without a Prefect server")
+
+    def add(name: str, command: Callable[[Any], int], help: str, *parents: argparse.ArgumentParser) -> Any:
+        sub = commands.add_parser(name, help=help, description=help, parents=[*parents, common])
+        sub.set_defaults(command=command)
+        return sub
+
+    train = add("train", _train, "train as an experiment says, from the last committed stage", working)
+    train.add_argument("experiment", help="a name in deployments/experiments, or a .toml file")
+    evaluate = add("evaluate", _evaluate, "score a policy on benchmarks", working)
+    evaluate.add_argument("policy", help="a policy id, RUN@STEP, or a Hugging Face checkpoint (folder or Hub id)")
+    evaluate.add_argument("--benchmarks", default="", help="names, separated by commas (default: those of its run)")
+    evaluate.add_argument("--limit", type=int, help="score only this many prompts of each benchmark")
+    sql = add("sql", _sql, "answer a question about rollouts, verdicts, trees, advantages, updates and scores")
+    sql.add_argument("statement", nargs="?", help="one reading statement; absent: list the tables and their columns")
+    sql.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
+    sql.add_argument("--output", type=Path, help="write to this file (needed for parquet)")
+    add("runs", _runs, "list the stored runs")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from tasks.experiment import load_experiment
+
+    experiment = load_experiment(options.experiment, options.set)
+    again = f"tempo train {options.experiment}" + "".join(f" --set {override}" for override in options.set)
+
+    def work(listener: Any) -> None:
+        from flows import train
+
+        if options.no_server:
+            train.train_experiment(experiment, options.data_root, listener, uses_prefect=False)
+        else:
+            train.train(options.experiment, options.set, str(options.data_root))
+
+    return _watched(options, experiment, work, again)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from flows.stored_runs import find_policy
+
+    overrides = [*options.set, *([f"evaluation.limit={options.limit}"] if options.limit else [])]
+    benchmarks = [name for name in options.benchmarks.split(",") if name]
+    stored = find_policy(options.data_root, options.policy)
+
+    from flows import evaluate
+
+    experiment = evaluate.evaluation_experiment(stored, benchmarks, overrides)
+
+    def work(listener: Any) -> None:
+        if options.no_server:
+            evaluate.evaluate_stored(stored, experiment, options.data_root, listener, uses_prefect=False)
+        else:
+            evaluate.evaluate(options.policy, benchmarks, overrides, str(options.data_root))
+
+    return _watched(options, experiment, work, f"tempo evaluate {options.policy}")
+
+
+def _watched(options: argparse.Namespace, experiment: Any, work: Callable[[Any], None], again: str) -> int:
+    raise NotImplementedError
+
+
+def _sql(options: argparse.Namespace) -> int:
+    from flows.query import print_query, print_tables
+
+    if options.statement is None:
+        print_tables()
+        return 0
+    print_query(options.data_root, options.statement, options.format, options.output)
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from flows.query import print_query
+
+    statement = "SELECT run, state, last_stage, num_ran, num_cached, started_at, last_event_at FROM runs ORDER BY last_event_at"
+    print_query(options.data_root, statement, "table", None)
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The closing table of a command: what was learned, what it cost, where the data are, what to try next."""
+
+import resource
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.progress import RunListener
+from flows.server import history_command
+from storage.catalog import open_catalog
+from tasks.config import Experiment
+
+
+def print_closing(experiment: Experiment, data_root: Path, listener: RunListener, *, has_history: bool) -> None:
+    """Print scores before and after, branch statistics, time per stage and three commands, all read back from storage."""
+    console = Console(highlight=False)
+    connection = open_catalog(data_root)
+    console.print(_scores(connection, experiment))
+    branch = connection.execute(
+        "SELECT step, avg(len(td_positions)), avg((reward <> group_mean)::INT) FROM advantages WHERE run = ? "
+        "AND step IN (1, ?) GROUP BY step ORDER BY step",
+        [experiment.run, experiment.steps],
+    ).fetchall()
+    for step, tokens, share in branch:
+        console.print(
+            f"step {step:>3}: {tokens:.2f} branch tokens per completion, {share:.0%} of completions with signal",
+            markup=False,
+        )
+    console.print(_stages(listener))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    console.print(f"peak memory {peak:,.0f} MB; data in {data_root.resolve()}", markup=False, soft_wrap=True)
+    console.print("\nTry next:", markup=False)
+    for command in next_commands(experiment, data_root):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+    if has_history:
+        console.print(f"History in Prefect's UI:\n  {history_command(data_root)}", markup=False, soft_wrap=True)
+
+
+def next_commands(experiment: Experiment, data_root: Path) -> list[str]:
+    """Three commands that work right away on what was just stored."""
+    tempo = Path(sys.executable).with_name("tempo")
+    shown = tempo.relative_to(Path.cwd()) if tempo.is_relative_to(Path.cwd()) else tempo
+    root = "" if data_root == Path("data") else f" --data-root {data_root}"
+    run = experiment.run.replace("'", "")
+    return [
+        f"{shown} sql \"SELECT step, avg(reward) AS accuracy FROM verdicts WHERE run = '{run}' AND purpose = 'train' "
+        f'GROUP BY step ORDER BY step"{root}',
+        f"{shown} sql \"SELECT token, td, advantage, base_advantage FROM token_credit WHERE run = '{run}' AND step = 1 "
+        f'ORDER BY abs(td) DESC LIMIT 10"{root}',
+        f"{shown} train {experiment.run} --set run={experiment.run}-grpo --set estimator=grpo{root}",
+    ]
+
+
+def _scores(connection: object, experiment: Experiment) -> Table:
+    table = Table(title=f"Scores of {experiment.run}", title_justify="left")
+    for name, justify in (("benchmark", "left"), ("decoding", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    rows = connection.execute(  # type: ignore[attr-defined]
+        "SELECT benchmark, decoding, step, mean, stderr FROM scores WHERE run = ? AND step IN (0, ?) ORDER BY ALL",
+        [experiment.run, experiment.steps],
+    ).fetchall()
+    shown: dict[tuple[str, str], dict[int, str]] = {}
+    for benchmark, decoding, step, mean, stderr in rows:
+        text = "-" if mean is None else f"{mean:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
+        shown.setdefault((benchmark, decoding), {})[step] = text
+    for (benchmark, decoding), by_step in shown.items():
+        table.add_row(benchmark, decoding, by_step.get(0, "-"), by_step.get(experiment.steps, "-"))
+    return table
+
+
+def _stages(listener: RunListener) -> Table:
+    table = Table(title="Stages of this command", title_justify="left")
+    table.add_column("stage")
+    for name in ("ran", "cached", "seconds"):
+        table.add_column(name, justify="right")
+    for stage, tally in listener.tallies.items():
+        table.add_row(stage, str(tally.ran), str(tally.cached), f"{tally.seconds:.1f}")
+    total = listener.tallies.values()
+    table.add_section()
+    table.add_row(
+        "all", str(sum(t.ran for t in total)), str(sum(t.cached for t in total)), f"{sum(t.seconds for t in total):.1f}"
+    )
+    return table

@@ -1,0 +1,90 @@
+"""`tempo sql`: one reading statement over a data root, printed as a table, JSON, CSV or written as Parquet."""
+
+import csv
+import json
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from storage.catalog import open_catalog, run_query
+
+MAX_WIDTH = 60
+"""Longest cell of a printed table; the other formats give every character."""
+
+
+def print_query(data_root: Path, statement: str, format: str, output: Path | None) -> None:
+    """Answer `statement`. Raises ValueError for SQL that does not read or does not parse."""
+    import duckdb
+
+    if format == "parquet" and output is None:
+        raise ValueError("--format parquet: expected --output FILE, since Parquet is not for a terminal")
+    connection = open_catalog(data_root)
+    try:
+        answer = run_query(connection, statement)
+        if format == "parquet":
+            _write_parquet(answer, output)
+            return
+        names = [column[0] for column in answer.description or []]
+        rows = answer.fetchall()
+    except duckdb.Error as error:
+        raise ValueError(f"the SQL was not accepted: {error}") from None
+    target = output.open("w", encoding="utf-8", newline="") if output else sys.stdout
+    {"table": _table, "json": _json, "csv": _csv}[format](names, rows, target)
+    if output:
+        target.close()
+
+
+def _write_parquet(answer: Any, output: Path | None) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(answer.to_arrow_table(), output)
+
+
+def _json(names: list[str], rows: list[tuple[Any, ...]], target: Any) -> None:
+    for row in rows:
+        target.write(json.dumps(dict(zip(names, row, strict=True)), default=str, ensure_ascii=False) + "\n")
+
+
+def _csv(names: list[str], rows: list[tuple[Any, ...]], target: Any) -> None:
+    writer = csv.writer(target)
+    writer.writerow(names)
+    writer.writerows(rows)
+
+
+def _table(names: list[str], rows: list[tuple[Any, ...]], target: Any) -> None:
+    """Columns aligned with spaces; control characters of model output are shown, never sent to the terminal."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(names)]
+    is_number = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(names))]
+
+    def line(values: list[str]) -> str:
+        padded = [v.rjust(w) if right else v.ljust(w) for v, w, right in zip(values, widths, is_number, strict=True)]
+        return "  ".join(padded).rstrip() + "\n"
+
+    target.write(line(names))
+    target.write(line(["-" * width for width in widths]))
+    for row in cells:
+        target.write(line(row))
+    target.write(f"({len(rows)} row{'' if len(rows) == 1 else 's'})\n")
+
+
+def _cell(value: Any) -> str:
+    text = "NULL" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "".join(c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= MAX_WIDTH else text[: MAX_WIDTH - 1] + "…"
+
+
+def print_tables() -> None:
+    """Every table with its columns, types and sentences, from the one declaration."""
+    from storage.schema import LINK_COLUMNS, TABLES
+
+    print("Every table also has:")
+    for column in LINK_COLUMNS:
+        print(f"    {column.name:<20} {column.type!s:<12} {column.doc}")
+    for table in TABLES.values():
+        print(f"\n{table.name}: one row is {table.row}")
+        for column in table.columns:
+            kind = str(column.type).replace("element: ", "").replace(" not null", "")
+            print(f"    {column.name:<20} {kind:<12} {column.doc}")
+    print("\nViews: runs, run_events, stage_runs (from the commit log), token_credit (one row per token).")

@@ -1,0 +1,135 @@
+"""Opening a run: everything that can be refused is refused here, before any work; then the lock, the log, the end."""
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from storage.artifact import Store
+from storage.fingerprint import canonical
+from storage.lock import run_lock
+from tasks.config import Experiment
+from tasks.core.advantage import ESTIMATORS
+from tasks.core.verifiers import get_verifier
+from tasks.datasets import DatasetSource, dataset_source, get_dataset
+from tasks.experiment import ConfigError, attempt_of
+from tasks.policy import PolicySource, policy_source
+from tasks.stage import Listener, Run, log_event
+
+PACKAGES = ("torch", "transformers", "prefect", "pyarrow", "duckdb", "datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's first policy, prompts and benchmarks come from: found and identified."""
+
+    policy: PolicySource
+    prompts: DatasetSource
+    verifier: str
+    benchmarks: dict[str, DatasetSource]
+
+
+def find_sources(experiment: Experiment) -> Sources:
+    """Find all that the experiment names. Raises ValueError, with the key at fault, before anything has run."""
+    if experiment.estimator not in ESTIMATORS:
+        raise ConfigError(
+            f"estimator: {experiment.estimator!r} needs a learned critic, which this version does not have; expected one "
+            f"of {', '.join(ESTIMATORS)}: --set estimator=tempo"
+        )
+    dataset = get_dataset(experiment.dataset, "dataset")
+    verifier = experiment.verifier or dataset.verifier
+    for name in [verifier, *(get_dataset(b, "benchmarks").verifier for b in experiment.benchmarks)]:
+        get_verifier(name)
+    return Sources(
+        policy=policy_source(experiment),
+        prompts=dataset_source(experiment, experiment.dataset, is_benchmark=False),
+        verifier=verifier,
+        benchmarks={name: dataset_source(experiment, name, is_benchmark=True) for name in experiment.benchmarks},
+    )
+
+
+@contextmanager
+def open_run(
+    experiment: Experiment, data_root: Path, listener: Listener, *, uses_prefect: bool, is_exclusive: bool = True
+) -> Iterator[Run]:
+    """Hold the run and log how it ends: completed, failed, interrupted (or nothing more: killed).
+
+    Raises RunLocked when another process works on it, and OSError with a remedy when the data root is not writable.
+    """
+    store = Store(data_root)
+    try:
+        store.open_for_writing()
+    except OSError as error:
+        raise OSError(
+            f"the data root {data_root.resolve()} cannot be written to ({error.strerror}): expected a folder of yours, or "
+            "a place where one can be made; name another with --data-root FOLDER or TEMPO_DATA_ROOT"
+        ) from None
+    run = Run(
+        name=experiment.run,
+        attempt=attempt_of(experiment),
+        store=store,
+        listener=listener,
+        uses_prefect=uses_prefect,
+        device=experiment.device,
+        threads=experiment.threads,
+    )
+    lock = data_root / "locks" / f"{experiment.run}.lock"
+    if not is_exclusive:
+        yield run
+        return
+    with run_lock(lock, experiment.run):
+        _log(run, "started", experiment=canonical(experiment) | _places(experiment), code=code_version())
+        try:
+            yield run
+        except KeyboardInterrupt:
+            _log(run, "interrupted")
+            raise
+        except BaseException as error:
+            _log(run, "failed", error=f"{type(error).__name__}: {error}")
+            raise
+        _log(run, "completed")
+
+
+def _log(run: Run, state: str, **extra: Any) -> None:
+    event = {"event": "run", "run": run.name, "attempt": run.attempt, "state": state} | extra
+    try:
+        log_event(run.log, event)
+    except OSError:
+        if state in ("started", "completed"):
+            raise  # otherwise the failure that ended the run is the one to tell
+
+
+def _places(experiment: Experiment) -> dict[str, Any]:
+    """Keys that are no identity but are needed to open the run again."""
+    return {"hub_root": experiment.hub_root} if experiment.hub_root else {}
+
+
+def code_version() -> dict[str, Any]:
+    """Git commit and whether the tree differs from it, Python, machine and package versions."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    packages = {}
+    for package in PACKAGES:
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            packages[package] = "absent"
+    commit = git("rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "is_dirty": bool(git("status", "--porcelain")) if commit else None,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "packages": packages,
+    }

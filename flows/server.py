@@ -1,0 +1,163 @@
+"""The Prefect server of a run: the configured one, or a local one under the data root, started and stopped here.
+
+Several commands on one data root share the local server; the last one to end stops it. A command killed with -9 leaves
+it running, and the next one finds and uses it.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_SECONDS = 180
+"""A first start migrates the database: 3-6 s on an idle machine, much more on a busy one."""
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command prints its own progress and errors
+}
+
+
+class ServerFailed(RuntimeError):
+    """The local Prefect server did not start."""
+
+
+@contextmanager
+def prefect_server(data_root: Path) -> Iterator[str]:
+    """The URL of the API to use, with the environment set for it. Must be entered before prefect is imported."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    configured = configured_url()
+    if configured:
+        yield configured
+        return
+    home = (data_root / "prefect").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    with _locked(home / "start.lock", fcntl.LOCK_EX):
+        url = _running(home) or _start(home)
+        user = os.open(home / "users.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(user, fcntl.LOCK_SH)
+    os.environ.update(PREFECT_HOME=str(home), PREFECT_API_URL=url)
+    try:
+        yield url
+    finally:
+        with _locked(home / "start.lock", fcntl.LOCK_EX):
+            try:
+                fcntl.flock(user, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _stop(home)
+            except BlockingIOError:
+                pass  # another command still uses the server, and will stop it
+            finally:
+                os.close(user)
+
+
+def configured_url() -> str | None:
+    """PREFECT_API_URL of the environment or of Prefect's active profile."""
+    if os.environ.get("PREFECT_API_URL"):
+        return os.environ["PREFECT_API_URL"]
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    try:
+        profiles = tomllib.loads(path.read_text(encoding="utf-8"))
+        active = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
+        url = profiles["profiles"][active]["PREFECT_API_URL"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return None
+    return str(url)
+
+
+def history_command(data_root: Path) -> str:
+    """What to type to see the runs in Prefect's UI afterwards."""
+    prefect = Path(sys.executable).with_name("prefect")
+    return f"DO_NOT_TRACK=1 PREFECT_HOME={(data_root / 'prefect').resolve()} {prefect} server start"
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _running(home: Path) -> str | None:
+    """The URL of a server that an earlier command started and that still answers."""
+    try:
+        url = str(json.loads((home / "server.json").read_text())["url"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return url if _is_healthy(url) else None
+
+
+def _start(home: Path) -> str:
+    """Start a server in a session of its own, so that Ctrl-C does not reach it, and wait until it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, log = f"http://127.0.0.1:{port}/api", home / "server.log"
+    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_MEMO_STORE_PATH": str(home / "memo_store.toml")}
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    (home / "server.json").write_text(json.dumps({"pid": server.pid, "url": url}))
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        if _is_healthy(url):
+            return url
+        time.sleep(0.05)
+    _stop(home)
+    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise ServerFailed(
+        f"the local Prefect server did not answer within {START_SECONDS} s: {' '.join(tail) or 'no output'} (whole log: "
+        f"{log}). Use a running one with PREFECT_API_URL=URL, or go without: --no-server"
+    )
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _stop(home: Path) -> None:
+    """End the server's whole session: politely, then firmly."""
+    try:
+        pid = int(json.loads((home / "server.json").read_text())["pid"])
+    except (OSError, ValueError, KeyError):
+        return
+    (home / "server.json").unlink(missing_ok=True)
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(pid, kind)
+        except ProcessLookupError:
+            return
+        for _ in range(100):
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                pass  # started by another command: not our child
+            try:
+                os.killpg(pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)

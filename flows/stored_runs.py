@@ -1,0 +1,66 @@
+"""Finding what is stored: runs by name or prefix, policies by id or RUN@STEP."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.artifact import Artifact, Store
+from storage.catalog import open_catalog
+from tasks.config import Experiment
+from tasks.experiment import parse_experiment
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """A policy to score: its artifact (None: a checkpoint that is not stored yet), its run's experiment, its step."""
+
+    experiment: Experiment
+    policy: Artifact | None
+    step: int
+
+
+def find_run(connection: object, name: str) -> str:
+    """The stored run `name`, or the only one that begins with it. Raises ValueError otherwise."""
+    runs = [row[0] for row in connection.execute("SELECT run FROM runs ORDER BY run").fetchall()]  # type: ignore[attr-defined]
+    matches = [name] if name in runs else [run for run in runs if run.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    listed = ", ".join(runs) or "none"
+    problem = "is the beginning of several runs" if matches else "is no stored run"
+    raise ValueError(f"run: {name!r} {problem}; expected one of: {listed} (see `tempo runs`)")
+
+
+def find_policy(data_root: Path, policy: str) -> StoredPolicy:
+    """The policy named by an id (or its beginning), RUN@STEP, or a checkpoint's folder or Hub id."""
+    if Path(policy).is_dir():
+        return _checkpoint(policy)
+    with_step = re.fullmatch(r"(?P<run>[^/]+)@(?P<step>\d+)", policy)
+    is_id = re.fullmatch(r"[0-9a-f]{6,64}", policy)
+    if not (with_step or is_id):
+        return _checkpoint(policy)
+    connection = open_catalog(data_root)
+    if with_step:
+        where, values = "l.run = ? AND l.step = ?", [find_run(connection, with_step["run"]), int(with_step["step"])]
+    else:
+        where, values = "starts_with(p.fingerprint, ?)", [policy]
+    found = connection.execute(
+        "SELECT l.run, l.step, l.stage, l.key FROM links l "
+        "JOIN policies p ON p.run = l.run AND p.step = l.step AND p.origin = l.stage "
+        f"WHERE l.part = 'checkpoint' AND {where} ORDER BY l.stage = 'policy', l.step DESC LIMIT 1",
+        values,
+    ).fetchone()
+    if found is None:
+        raise ValueError(f"policy: no stored policy {policy!r}; list them with: tempo sql \"SELECT run, step, policy FROM policies\"")
+    run, step, stage, key = found
+    (experiment,) = connection.execute(
+        "SELECT arg_max(experiment, line) FILTER (experiment IS NOT NULL) FROM run_events WHERE run = ?", [run]
+    ).fetchone()
+    store = Store(data_root)
+    return StoredPolicy(parse_experiment(json.loads(experiment)), Artifact(stage, key, store.path_of(stage, key)), step)
+
+
+def _checkpoint(policy: str) -> StoredPolicy:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(policy).name).lstrip(".") or "checkpoint"
+    tree = {"run": f"evaluate-{name}", "policy": policy, "steps": 0, "sampler": {"max_tokens": 512}}
+    return StoredPolicy(parse_experiment(tree), None, 0)

@@ -1,0 +1,96 @@
+"""Datasets and checkpoints: from the Hub by pinned revision, or from a folder that mirrors its layout."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Files of a checkpoint that decide what it computes (weights, configuration, tokenizer, chat template)."""
+
+
+class NotFound(ValueError):
+    """A dataset or checkpoint is not where the experiment says."""
+
+
+def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_root: str | None) -> Any:
+    """The split as a `datasets.Dataset`: from `hub_root`/hub_id when hub_root is given, else from the Hub at `revision`.
+
+    Raises NotFound when the folder or the split does not exist, or the Hub cannot be reached.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    if hub_root is not None:
+        folder = Path(hub_root) / hub_id
+        if not folder.is_dir():
+            raise NotFound(
+                f"hub_root: expected the dataset {hub_id} in the folder {folder}, which does not exist; give the folder "
+                "that holds the Hub's layout (OWNER/NAME/...), or leave hub_root out to load from the Hub"
+            )
+        source: dict[str, Any] = {"path": str(folder)}
+    else:
+        source = {"path": hub_id, "revision": revision}
+    try:
+        return datasets.load_dataset(**source, name=config, split=split)
+    except (ValueError, OSError, ConnectionError) as error:
+        where = source["path"] if hub_root else f"the Hub ({hub_id} at {revision[:12]})"
+        raise NotFound(
+            f"could not load the split {split!r} of {hub_id} from {where}: {error}. Offline, mirror the dataset's folder "
+            "and name its root with --set hub_root=FOLDER"
+        ) from None
+
+
+def mirror_revision(hub_id: str, config: str | None, hub_root: str) -> str:
+    """`local:` and 16 digits of the digest of a mirrored dataset's data files: a mirror may hold only some rows."""
+    folder = Path(hub_root) / hub_id
+    inside = folder / config if config and (folder / config).is_dir() else folder
+    sha = hashlib.sha256()
+    for file in sorted(inside.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            sha.update(f"{file.relative_to(inside)}:{digest};".encode())
+    return f"local:{sha.hexdigest()[:16]}"
+
+
+def find_checkpoint(policy: str) -> tuple[Path, str]:
+    """The folder of a checkpoint (downloaded when it is a Hub id, ID@REVISION pins one) and the digest of its files.
+
+    Raises NotFound for a folder without config.json or weights, and for a Hub id that cannot be fetched.
+    """
+    folder = Path(policy).expanduser()
+    if not folder.is_dir():
+        folder = _download(policy)
+    files = sorted({file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)})
+    names = {file.name for file in files}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise NotFound(
+            f"policy: {folder} is no Hugging Face checkpoint: expected config.json and *.safetensors, found "
+            f"{', '.join(sorted(names)) or 'neither'}; save one with model.save_pretrained(folder) and "
+            "tokenizer.save_pretrained(folder)"
+        )
+    sha = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            sha.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()};".encode())
+    return folder, sha.hexdigest()
+
+
+def _download(policy: str) -> Path:
+    hub_id, _, revision = policy.partition("@")
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        raise NotFound(
+            f"policy: no checkpoint folder {policy!r}, and it is no Hub id (OWNER/NAME or OWNER/NAME@REVISION) either; "
+            f"the current folder is {os.getcwd()}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision or None, allow_patterns=list(CHECKPOINT_FILES)))
+    except Exception as error:
+        raise NotFound(
+            f"policy: no folder {policy!r} here, and the Hub did not give {hub_id} ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}). Offline, download the checkpoint elsewhere and name its folder: "
+            "--set policy=FOLDER"
+        ) from None

@@ -1,0 +1,163 @@
+"""Policies as Hugging Face checkpoints: the built-in tiny one, loading, saving, and the one kept in memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+BUILTIN = "builtin/tiny-qwen3"
+TINY_PARAMETERS = 5_000_000
+"""Below this many parameters one thread is faster than several (4-16x on a busy machine)."""
+
+
+@dataclass
+class Policy:
+    """A model with its tokenizer, in memory. `digest` is that of its committed checkpoint ("" before the first save)."""
+
+    model: Any
+    tokenizer: Any
+    digest: str
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a completion: the generation config's, and the tokenizer's."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return sorted({int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+
+    @property
+    def context_length(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+
+def make_tiny_policy(characters: str, seed: int) -> Policy:
+    """A new Qwen3 of 0.45 M parameters (hidden 96, 3 layers, 4 heads, tied) over a character vocabulary."""
+    tokenizer = character_tokenizer(characters)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=24,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return Policy(model=model, tokenizer=tokenizer, digest="")
+
+
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """One token per character, after <pad>, <eos> and <unk>; decoding joins them without spaces."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=512
+    )
+
+
+_in_memory: list[Policy] = []
+"""The policy used last, at most one: a stage that needs the same weights again does not load them."""
+
+
+def load_policy(folder: Path, digest: str, device: torch.device) -> Policy:
+    """The policy of a committed checkpoint on `device`, in fp32 and evaluation mode; from memory when it is there."""
+    if _in_memory and _in_memory[0].digest == digest and _in_memory[0].device == device:
+        return _in_memory[0]
+    forget_policy()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise ValueError(
+                f"{type(model).__name__} transforms its logits ({name}); log-probabilities here are taken from the "
+                "plain output head, so it would be trained wrongly. Use a model without it (Qwen, Llama, SmolLM, ...)"
+            )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    policy = Policy(model=model.to(device).eval(), tokenizer=tokenizer, digest=digest)
+    keep_policy(policy)
+    return policy
+
+
+def keep_policy(policy: Policy) -> None:
+    """Make `policy` the one kept in memory."""
+    _in_memory[:] = [policy]
+
+
+def forget_policy() -> None:
+    """Drop the policy kept in memory: before its weights are changed, and when they cannot be trusted."""
+    _in_memory.clear()
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write a checkpoint that `from_pretrained` reads: safetensors, configuration and tokenizer, without local paths."""
+    policy.model.config._name_or_path = ""
+    policy.model.generation_config._from_model_config = False
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path) -> None:
+    """Write AdamW's moments by parameter name, and torch's random state, as one safetensors file."""
+    tensors = {
+        f"{names[parameter]}:{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    tensors["rng_state"] = torch.get_rng_state()
+    folder.mkdir()
+    save_file(tensors, folder / "optimizer.safetensors")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path) -> None:
+    """Restore what `save_optimizer` wrote; the optimiser then continues to the bit on the same machine."""
+    tensors = load_file(folder / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("rng_state"))
+    for parameter, name in names.items():
+        state = {key: tensors[f"{name}:{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+
+
+def vocabulary(tokenizer: Any) -> tuple[list[int], list[str]]:
+    """Every token id and what it decodes to on its own."""
+    ids = list(range(len(tokenizer)))
+    return ids, [tokenizer.decode([i]) for i in ids]
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes CUDA where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def choose_threads(threads: int, num_parameters: int) -> None:
+    """Set torch's CPU threads: as given, or 1 for tiny models and every core for others."""
+    import os
+
+    torch.set_num_threads(threads or (1 if num_parameters < TINY_PARAMETERS else len(os.sched_getaffinity(0))))

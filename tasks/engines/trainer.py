@@ -1,0 +1,222 @@
+"""Optimiser updates on completions laid out as padded rows: supervised (warm start) and policy gradient (training)."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.core.objective import policy_loss, token_weights
+from tasks.engines.policy import Policy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R completions with their prompts, and one number per completion token for each signal (flat, [N])."""
+
+    prompts: Sequence[NDArray[np.int32]]
+    completions: Sequence[NDArray[np.int32]]
+    group_index_R: NDArray[np.int64]
+    sampler_logprobs: Sequence[NDArray[np.float32]]
+    advantages: Sequence[NDArray[np.float32]]
+
+    def take(self, rows: NDArray[np.int64]) -> "Batch":
+        def pick(values: Sequence[Any]) -> list[Any]:
+            return [values[i] for i in rows]
+
+        return Batch(
+            pick(self.prompts),
+            pick(self.completions),
+            self.group_index_R[rows],
+            pick(self.sampler_logprobs),
+            pick(self.advantages),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The keyword arguments of `policy_loss` and `token_weights`, and the sampling temperature."""
+
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+    normalization: str
+    max_tokens: int
+    temperature: float
+
+
+def make_optimizer(
+    policy: Policy, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> tuple[torch.optim.AdamW, dict[torch.nn.Parameter, str]]:
+    """AdamW over every parameter, and the parameters' names (shared ones once)."""
+    names = {parameter: name for name, parameter in policy.model.named_parameters()}
+    optimizer = torch.optim.AdamW(
+        list(names), lr=learning_rate, weight_decay=weight_decay, betas=betas, foreach=True
+    )
+    return optimizer, names
+
+
+def completion_logprobs(
+    policy: Policy, prompts: Sequence[NDArray[np.int32]], completions: Sequence[NDArray[np.int32]], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """log p [N] of every completion token at `temperature`, and the entropy [N] (nats, detached) it was drawn at.
+
+    Rows are prompt + completion, padded on the right: causal attention never looks there, so no mask is needed. The
+    output head runs on the positions that predict completion tokens only.
+    """
+    rows = [np.concatenate([prompt, completion]) for prompt, completion in zip(prompts, completions, strict=True)]
+    ids_BL = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.int64)
+    for b, row in enumerate(rows):
+        ids_BL[b, : len(row)] = row
+    lengths_B = np.array([len(completion) for completion in completions])
+    begin_B = np.array([len(prompt) for prompt in prompts])
+    row_N = np.repeat(np.arange(len(rows)), lengths_B)
+    within_N = np.arange(lengths_B.sum()) - np.repeat(np.cumsum(lengths_B) - lengths_B, lengths_B)
+    column_N = np.repeat(begin_B, lengths_B) + within_N
+    ids = torch.from_numpy(ids_BL).to(policy.device)
+    row, column = torch.from_numpy(row_N).to(policy.device), torch.from_numpy(column_N).to(policy.device)
+    hidden_BLH = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    logits_NV = policy.model.get_output_embeddings()(hidden_BLH[row, column - 1]).float() / temperature
+    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
+    with torch.no_grad():
+        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
+    return logprobs_NV.gather(1, ids[row, column][:, None])[:, 0], entropy_N
+
+
+def micro_batches(
+    prompts: Sequence[NDArray[np.int32]], completions: Sequence[NDArray[np.int32]], micro_batch_tokens: int
+) -> Iterator[NDArray[np.int64]]:
+    """Row indices by length, cut so that rows * longest row stays within the budget; empty completions are left out."""
+    widths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)])
+    batch: list[int] = []
+    for index in np.argsort(-widths, kind="stable"):
+        if len(completions[index]) == 0:
+            continue
+        if batch and (len(batch) + 1) * widths[batch[0]] > micro_batch_tokens:
+            yield np.array(batch)
+            batch = []
+        batch.append(int(index))
+    if batch:
+        yield np.array(batch)
+
+
+def supervised_update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    prompts: Sequence[NDArray[np.int32]],
+    completions: Sequence[NDArray[np.int32]],
+    *,
+    micro_batch_tokens: int,
+    max_grad_norm: float,
+) -> dict[str, Any]:
+    """One update on the mean negative log-likelihood per completion token."""
+    started = time.perf_counter()
+    num_tokens = sum(len(completion) for completion in completions)
+    loss = 0.0
+    optimizer.zero_grad(set_to_none=True)
+    for rows in micro_batches(prompts, completions, micro_batch_tokens):
+        logprobs_N, _ = completion_logprobs(policy, [prompts[i] for i in rows], [completions[i] for i in rows], 1.0)
+        part = -logprobs_N.sum() / num_tokens
+        part.backward()
+        loss += part.item()
+    return {
+        "loss": loss,
+        "grad_norm": _step(policy, optimizer, loss, max_grad_norm),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "num_completions": len(completions),
+        "num_tokens": num_tokens,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def policy_update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    objective: Objective,
+    *,
+    micro_batch_tokens: int,
+    max_grad_norm: float,
+) -> dict[str, Any]:
+    """One update on the clipped surrogate over a mini-batch; returns the row of the updates table."""
+    started = time.perf_counter()
+    lengths_R = torch.tensor([len(completion) for completion in batch.completions])
+    weights_N = token_weights(
+        lengths_R, torch.from_numpy(batch.group_index_R), objective.normalization, max_tokens=objective.max_tokens
+    )
+    begin_R = (torch.cumsum(lengths_R, 0) - lengths_R).tolist()
+    device, loss = policy.device, 0.0
+    figures: dict[str, list[Tensor]] = {name: [] for name in ("ratio", "entropy", "low", "high", "dual")}
+    optimizer.zero_grad(set_to_none=True)
+    for rows in micro_batches(batch.prompts, batch.completions, micro_batch_tokens):
+        part = batch.take(rows)
+        weights = torch.cat([weights_N[begin_R[i] : begin_R[i] + len(batch.completions[i])] for i in rows])
+        logprobs_N, entropy_N = completion_logprobs(policy, part.prompts, part.completions, objective.temperature)
+        result = policy_loss(
+            logprobs_N,
+            torch.from_numpy(np.concatenate(part.sampler_logprobs)).to(device),
+            torch.from_numpy(np.concatenate(part.advantages)).to(device),
+            weights.to(device),
+            clip_low=objective.clip_low,
+            clip_high=objective.clip_high,
+            dual_clip=objective.dual_clip,
+        )
+        result.loss.backward()
+        loss += result.loss.item()
+        values = (
+            result.ratio_N,
+            entropy_N,
+            result.is_clipped_low_N,
+            result.is_clipped_high_N,
+            result.is_dual_clipped_N,
+        )
+        for name, value in zip(figures, values, strict=True):
+            figures[name].append(value)
+    row = _describe({name: torch.cat(values).double().cpu() for name, values in figures.items()})
+    return row | {
+        "loss": loss,
+        "grad_norm": _step(policy, optimizer, loss, max_grad_norm),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "num_completions": len(batch.completions),
+        "num_tokens": int(lengths_R.sum()),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _step(policy: Policy, optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float) -> float:
+    """Clip and apply the gradient; refuse one that is not finite, before any weight changes."""
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), max_grad_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(
+            f"loss {loss} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the learning "
+            "rate, or look for completions with non-finite sampler_logprobs in this step's rollouts"
+        )
+    optimizer.step()
+    return norm
+
+
+def _describe(figures: dict[str, Tensor]) -> dict[str, float]:
+    """Means, quantiles and the k3 estimate of KL(sampler || trainer) = mean(ratio - 1 - log ratio)."""
+    ratio_N = figures["ratio"]
+    quantiles = np.quantile(ratio_N.numpy(), [0, 0.05, 0.5, 0.95, 1])
+    names = ("ratio_min", "ratio_p05", "ratio_p50", "ratio_p95", "ratio_max")
+    return {
+        "entropy": float(figures["entropy"].mean()),
+        "kl": float((ratio_N - 1 - ratio_N.log()).mean()),
+        "clip_fraction_low": float(figures["low"].mean()),
+        "clip_fraction_high": float(figures["high"].mean()),
+        "clip_fraction_dual": float(figures["dual"].mean()),
+    } | dict(zip(names, map(float, quantiles), strict=True))
+
+
+def cosine(update: int, updates: int) -> float:
+    """Factor of the peak learning rate at `update`: from 1 down to 0 along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * update / updates))
+
+
+ProgressCallback = Callable[[int, int], Any]

@@ -1,0 +1,126 @@
+"""Stage `training`: the step's optimiser updates on its rollouts and advantages; writes the next policy."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage.artifact import Part
+from storage.parquet import flat_list
+from storage.schema import UPDATES
+from tasks.config import TrainConfig
+from tasks.policy import add_policy
+from tasks.stage import Context, Summary, stage
+
+
+@stage("training", version=1)
+def training(
+    context: Context,
+    *,
+    policy: Part,
+    optimizer: Part | None,
+    prompts: Part,
+    rollouts: Part,
+    advantages: Part,
+    config: TrainConfig,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+) -> Summary:
+    """Split the step's groups into updates_per_step mini-batches (whole groups, seeded order) and update on each."""
+    import torch
+
+    from tasks.engines import policy as engine
+    from tasks.engines import trainer
+
+    trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
+    engine.forget_policy()
+    engine.choose_threads(context.threads, trained.num_parameters)
+    batch = _batch(prompts, rollouts, advantages)
+    adam, names = trainer.make_optimizer(
+        trained,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(config.beta1, config.beta2),
+    )
+    torch.manual_seed(seed)
+    if optimizer is not None:
+        engine.load_optimizer(adam, names, optimizer.path)
+    objective = trainer.Objective(
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        normalization=config.normalization,
+        max_tokens=max_tokens,
+        temperature=temperature,
+    )
+    trained.model.train()
+    rows = []
+    for groups in np.array_split(np.random.default_rng(seed).permutation(batch.group_index_R.max() + 1), config.updates_per_step):
+        part = batch.take(np.flatnonzero(np.isin(batch.group_index_R, groups)))
+        rows.append(
+            trainer.policy_update(
+                trained,
+                adam,
+                part,
+                objective,
+                micro_batch_tokens=config.micro_batch_tokens,
+                max_grad_norm=config.max_grad_norm,
+            )
+        )
+        context.progress(len(rows), config.updates_per_step)
+    trained.model.eval()
+    trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
+    engine.save_optimizer(adam, names, context.staging.path / "optimizer")
+    context.staging.add_folder("optimizer", context.staging.path / "optimizer")
+    context.staging.add_table("updates", update_columns(rows, "training"))
+    engine.keep_policy(trained)
+    return {
+        "loss": round(rows[-1]["loss"], 6),
+        "grad_norm": round(rows[-1]["grad_norm"], 4),
+        "entropy": round(rows[-1]["entropy"], 4),
+        "tokens": sum(row["num_tokens"] for row in rows),
+    }
+
+
+def _batch(prompts: Part, rollouts: Part, advantages: Part) -> Any:
+    """The step's credited completions with their prompts, sampler log-probabilities and dense advantages."""
+    from tasks.engines.trainer import Batch
+
+    credited = advantages.read()
+    sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs"])
+    if sampled.num_rows != credited.num_rows:  # completions without a reward were left out of the advantages
+        sampled = sampled.filter(pa.compute.is_in(sampled.column("rollout_id"), credited.column("rollout_id")))
+    assert sampled.column("rollout_id").equals(credited.column("rollout_id"))  # both are in key order
+    token_ids_N, offsets = flat_list(sampled.column("token_ids"))
+    logprobs_N, _ = flat_list(sampled.column("sampler_logprobs"))
+    asked = prompts.read(["prompt_id", "prompt_token_ids"])
+    values, prompt_offsets = flat_list(asked.column("prompt_token_ids"))
+    rows = dict(zip(asked.column("prompt_id").to_pylist(), np.split(values, prompt_offsets[1:-1]), strict=True))
+    _, group_index_R = np.unique(credited.column("group_id").to_numpy(), return_inverse=True)
+    return Batch(
+        prompts=[rows[prompt_id] for prompt_id in sampled.column("prompt_id").to_pylist()],
+        completions=np.split(token_ids_N, offsets[1:-1]),
+        group_index_R=group_index_R.astype(np.int64),
+        sampler_logprobs=np.split(logprobs_N, offsets[1:-1]),
+        advantages=np.split(dense_advantages(credited, offsets), offsets[1:-1]),
+    )
+
+
+def dense_advantages(credited: pa.Table, offsets: np.ndarray) -> np.ndarray:
+    """float32 [N]: base_advantage of the completion + td_weight * td at its branch tokens; or the dense column."""
+    stored = credited.column("token_advantages")
+    if stored.null_count == 0:
+        return flat_list(stored)[0]
+    dense_N = np.repeat(credited.column("base_advantage").to_numpy(), np.diff(offsets))
+    positions_K, td_offsets = flat_list(credited.column("td_positions"))
+    td_K, _ = flat_list(credited.column("td_values"))
+    row_K = np.repeat(np.arange(credited.num_rows), np.diff(td_offsets))
+    dense_N[offsets[row_K] + positions_K] += credited.column("td_weight").to_numpy()[row_K] * td_K
+    return dense_N.astype(np.float32)
+
+
+def update_columns(rows: list[dict[str, Any]], phase: str) -> dict[str, list[Any]]:
+    """Columns of the updates table from one dictionary per update; figures a phase does not have are NULL."""
+    columns: dict[str, list[Any]] = {c.name: [row.get(c.name) for row in rows] for c in UPDATES.columns}
+    return columns | {"update": list(range(len(rows))), "phase": [phase] * len(rows)}

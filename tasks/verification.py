@@ -1,0 +1,54 @@
+"""Stage `verification`: every completion gets a verdict; a verifier that fails is a status, never a wrong answer."""
+
+import time
+
+from storage.artifact import Part
+from tasks.core.verdict import Judgement, Status, Verifier, reward_of
+from tasks.core.verifiers import get_verifier
+from tasks.stage import Context, Summary, stage
+
+
+@stage("verification", version=1)
+def verification(
+    context: Context, *, rollouts: Part, prompts: Part, verifier: str, verifier_version: int
+) -> Summary:
+    """Judge each completion's text against its prompt's answer."""
+    judge = get_verifier(verifier)
+    assert judge.version == verifier_version
+    table = prompts.read(["prompt_id", "answer"])
+    answers = dict(zip(table.column("prompt_id").to_pylist(), table.column("answer").to_pylist(), strict=True))
+    rows = rollouts.read(["rollout_id", "group_id", "prompt_id", "text", "finish_reason"]).to_pylist()
+    judgements, seconds = [], []
+    for row in rows:
+        started = time.perf_counter()
+        judgements.append(_judge(judge, row["text"], answers[row["prompt_id"]], row["finish_reason"] == "length"))
+        seconds.append(time.perf_counter() - started)
+    rewards = [reward_of(judgement.status) for judgement in judgements]
+    context.staging.add_table(
+        "verdicts",
+        {
+            "rollout_id": [row["rollout_id"] for row in rows],
+            "group_id": [row["group_id"] for row in rows],
+            "verifier": [verifier] * len(rows),
+            "verifier_version": [verifier_version] * len(rows),
+            "status": [str(judgement.status) for judgement in judgements],
+            "reward": rewards,
+            "extracted_answer": [judgement.extracted_answer for judgement in judgements],
+            "seconds": seconds,
+        },
+    )
+    assigned = [reward for reward in rewards if reward is not None]
+    accuracy = sum(assigned) / len(assigned) if assigned else None
+    return {
+        "accuracy": None if accuracy is None else round(accuracy, 4),
+        "unassigned": len(rewards) - len(assigned),
+    }
+
+
+def _judge(verifier: Verifier, completion: str, answer: str, is_truncated: bool) -> Judgement:
+    try:
+        return verifier.judge(completion, answer, is_truncated=is_truncated)
+    except MemoryError:
+        return Judgement(status=Status.OUT_OF_MEMORY, extracted_answer=None)
+    except Exception:  # a verifier's own bug must not cost a completion its reward: the status says what happened
+        return Judgement(status=Status.CRASHED, extracted_answer=None)
