@@ -2,13 +2,14 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-DESCRIPTION = "Train language models by reinforcement learning with prefix-tree credit; every stage stored and queryable."
+DESCRIPTION = (
+    "Train language models by reinforcement learning with prefix-tree credit; every stage stored and queryable."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,41 +74,65 @@ def _train(options: argparse.Namespace) -> int:
     from tasks.experiment import load_experiment
 
     experiment = load_experiment(options.experiment, options.set)
-    again = f"tempo train {options.experiment}" + "".join(f" --set {override}" for override in options.set)
 
-    def work(listener: Any) -> None:
+    def work() -> None:
         from flows import train
 
         if options.no_server:
-            train.train_experiment(experiment, options.data_root, listener, uses_prefect=False)
+            train.train_experiment(experiment, options.data_root, uses_prefect=False)
         else:
             train.train(options.experiment, options.set, str(options.data_root))
 
+    again = " ".join(["tempo train", options.experiment, *(f"--set {override}" for override in options.set)])
     return _watched(options, experiment, work, again)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from flows.stored_runs import find_policy
+    from flows.stored_runs import evaluation_experiment, find_policy
 
-    overrides = [*options.set, *([f"evaluation.limit={options.limit}"] if options.limit else [])]
+    overrides = [*options.set, *([f"evaluation.limit={options.limit}"] if options.limit is not None else [])]
     benchmarks = [name for name in options.benchmarks.split(",") if name]
     stored = find_policy(options.data_root, options.policy)
+    experiment = evaluation_experiment(stored, benchmarks, overrides)
 
-    from flows import evaluate
+    def work() -> None:
+        from flows import evaluate
 
-    experiment = evaluate.evaluation_experiment(stored, benchmarks, overrides)
-
-    def work(listener: Any) -> None:
         if options.no_server:
-            evaluate.evaluate_stored(stored, experiment, options.data_root, listener, uses_prefect=False)
+            evaluate.evaluate_stored(stored, experiment, options.data_root, uses_prefect=False)
         else:
             evaluate.evaluate(options.policy, benchmarks, overrides, str(options.data_root))
 
-    return _watched(options, experiment, work, f"tempo evaluate {options.policy}")
+    return _watched(options, experiment, work, f"tempo evaluate {options.policy}", step=stored.step)
 
 
-def _watched(options: argparse.Namespace, experiment: Any, work: Callable[[Any], None], again: str) -> int:
-    raise NotImplementedError
+def _watched(
+    options: argparse.Namespace, experiment: Any, work: Callable[[], None], again: str, step: int | None = None
+) -> int:
+    """Refuse bad input, find or start the Prefect server, work under a progress view, print the closing table."""
+    from contextlib import ExitStack
+
+    from flows.closing import print_closing
+    from flows.progress import make_listener, watching
+    from flows.run import check_writable, find_sources
+    from flows.server import prefect_server, without_server
+
+    check_writable(options.data_root)
+    find_sources(experiment)
+    listener = make_listener(experiment)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(
+                without_server(options.data_root) if options.no_server else prefect_server(options.data_root)
+            )
+            stack.enter_context(watching(listener))
+            work()
+    except KeyboardInterrupt:
+        root = "" if options.data_root == Path("data") else f" --data-root {options.data_root}"
+        print(f"\nStopped. Every finished stage is stored; go on from there with:\n  {again}{root}", file=sys.stderr)
+        return 130
+    print_closing(experiment, options.data_root, listener, final_step=step, has_history=not options.no_server)
+    return 0
 
 
 def _sql(options: argparse.Namespace) -> int:
@@ -123,11 +148,12 @@ def _sql(options: argparse.Namespace) -> int:
 def _runs(options: argparse.Namespace) -> int:
     from flows.query import print_query
 
-    statement = "SELECT run, state, last_stage, num_ran, num_cached, started_at, last_event_at FROM runs ORDER BY last_event_at"
+    statement = (
+        "SELECT run, state, last_stage, num_ran, num_cached, started_at, last_event_at FROM runs ORDER BY last_event_at"
+    )
     print_query(options.data_root, statement, "table", None)
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

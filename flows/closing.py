@@ -4,6 +4,7 @@ import resource
 import sys
 from pathlib import Path
 
+import duckdb
 from rich.console import Console
 from rich.table import Table
 
@@ -13,21 +14,20 @@ from storage.catalog import open_catalog
 from tasks.config import Experiment
 
 
-def print_closing(experiment: Experiment, data_root: Path, listener: RunListener, *, has_history: bool) -> None:
-    """Print scores before and after, branch statistics, time per stage and three commands, all read back from storage."""
+def print_closing(
+    experiment: Experiment, data_root: Path, listener: RunListener, *, final_step: int | None, has_history: bool
+) -> None:
+    """Print scores before and after, branch statistics, time per stage and three commands, read back from storage.
+
+    `final_step` is the step that was scored; None for a training run: its last.
+    """
     console = Console(highlight=False)
     connection = open_catalog(data_root)
-    console.print(_scores(connection, experiment))
-    branch = connection.execute(
-        "SELECT step, avg(len(td_positions)), avg((reward <> group_mean)::INT) FROM advantages WHERE run = ? "
-        "AND step IN (1, ?) GROUP BY step ORDER BY step",
-        [experiment.run, experiment.steps],
-    ).fetchall()
-    for step, tokens, share in branch:
-        console.print(
-            f"step {step:>3}: {tokens:.2f} branch tokens per completion, {share:.0%} of completions with signal",
-            markup=False,
-        )
+    last = experiment.steps if final_step is None else final_step
+    console.print(_scores(connection, experiment, last))
+    if final_step is None:
+        for line in _branches(connection, experiment.run, last):
+            console.print(line, markup=False)
     console.print(_stages(listener))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
     console.print(f"peak memory {peak:,.0f} MB; data in {data_root.resolve()}", markup=False, soft_wrap=True)
@@ -53,21 +53,33 @@ def next_commands(experiment: Experiment, data_root: Path) -> list[str]:
     ]
 
 
-def _scores(connection: object, experiment: Experiment) -> Table:
+def _scores(connection: duckdb.DuckDBPyConnection, experiment: Experiment, last: int) -> Table:
     table = Table(title=f"Scores of {experiment.run}", title_justify="left")
     for name, justify in (("benchmark", "left"), ("decoding", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    rows = connection.execute(  # type: ignore[attr-defined]
+    rows = connection.execute(
         "SELECT benchmark, decoding, step, mean, stderr FROM scores WHERE run = ? AND step IN (0, ?) ORDER BY ALL",
-        [experiment.run, experiment.steps],
+        [experiment.run, last],
     ).fetchall()
     shown: dict[tuple[str, str], dict[int, str]] = {}
     for benchmark, decoding, step, mean, stderr in rows:
         text = "-" if mean is None else f"{mean:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
         shown.setdefault((benchmark, decoding), {})[step] = text
     for (benchmark, decoding), by_step in shown.items():
-        table.add_row(benchmark, decoding, by_step.get(0, "-"), by_step.get(experiment.steps, "-"))
+        table.add_row(benchmark, decoding, by_step.get(0, "-"), by_step.get(last, "-"))
     return table
+
+
+def _branches(connection: duckdb.DuckDBPyConnection, run: str, last: int) -> list[str]:
+    rows = connection.execute(
+        "SELECT step, branch_tokens, num_groups_without_signal, num_groups FROM branch_statistics "
+        "WHERE run = ? AND step IN (1, ?) ORDER BY step",
+        [run, last],
+    ).fetchall()
+    return [
+        f"step {step:>3}: {tokens:.2f} branch tokens per completion; {silent} of {groups} groups gave no signal"
+        for step, tokens, silent, groups in rows
+    ]
 
 
 def _stages(listener: RunListener) -> Table:

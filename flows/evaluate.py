@@ -1,4 +1,4 @@
-"""Flow `evaluate`: score one policy on benchmarks, in the same prompts, rollouts and verdicts tables (purpose 'eval')."""
+"""Flow `evaluate`: score a policy on benchmarks, in the same prompts, rollouts and verdicts tables (purpose eval)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,20 +6,19 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.progress import make_listener
+from flows.progress import current_listener
 from flows.run import Sources, find_sources, open_run
-from flows.stored_runs import StoredPolicy, find_policy
+from flows.stored_runs import StoredPolicy, evaluation_experiment, find_policy
 from storage.artifact import Artifact
 from tasks.config import Experiment
 from tasks.core.seeds import derive_seed
 from tasks.core.verifiers import get_verifier
 from tasks.datasets import get_dataset
 from tasks.evaluation import evaluation
-from tasks.experiment import apply_overrides
 from tasks.generation import Selection, generation
 from tasks.policy import first_policy
 from tasks.prompts import prompts
-from tasks.stage import Listener, Run
+from tasks.stage import Run
 from tasks.verification import verification
 
 
@@ -37,24 +36,18 @@ def evaluate(
     """
     stored = find_policy(Path(data_root), policy)
     settings = evaluation_experiment(stored, benchmarks, overrides)
-    evaluate_stored(stored, settings, Path(data_root), make_listener(settings), uses_prefect=True)
+    evaluate_stored(stored, settings, Path(data_root), uses_prefect=True)
 
 
-def evaluation_experiment(stored: StoredPolicy, benchmarks: Sequence[str], overrides: Sequence[str]) -> Experiment:
-    """The experiment of the policy's run with other benchmarks and overrides. Raises ConfigError."""
-    experiment = dataclasses.replace(stored.experiment, benchmarks=tuple(benchmarks) or stored.experiment.benchmarks)
-    if not experiment.benchmarks:
-        raise ValueError("benchmarks: expected at least one, got none: name them with --benchmarks a,b")
-    return apply_overrides(experiment, overrides)
-
-
-def evaluate_stored(
-    stored: StoredPolicy, experiment: Experiment, data_root: Path, listener: Listener, *, uses_prefect: bool
-) -> None:
+def evaluate_stored(stored: StoredPolicy, experiment: Experiment, data_root: Path, *, uses_prefect: bool) -> None:
     """Score a stored policy under its run and step; a checkpoint that is not stored yet becomes a run of its own."""
     sources = find_sources(experiment)
     with open_run(
-        experiment, data_root, listener, uses_prefect=uses_prefect, is_exclusive=stored.policy is None
+        experiment,
+        data_root,
+        current_listener(experiment),
+        uses_prefect=uses_prefect,
+        is_exclusive=stored.policy is None,
     ) as run:
         start = first_policy(run.at(0), source=sources.policy)
         evaluate_policy(run, experiment, sources, stored.policy or start, start, step=stored.step)

@@ -3,6 +3,9 @@
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +75,8 @@ class RunListener(Listener):
             self.score = f"{summary['mean']:.3f}"
             self.say(
                 f"step {place.step:>3}  score of {summary['benchmark']} ({summary['decoding']}): "
-                f"{summary['mean']:.3f}{error} over {summary['n']} prompts" + ("  Cached" if outcome == "cached" else "")
+                f"{summary['mean']:.3f}{error} over {summary['n']} prompts"
+                + ("  Cached" if outcome == "cached" else "")
             )
 
     def _step_finished(self) -> None:
@@ -81,11 +85,11 @@ class RunListener(Listener):
         if not figures.is_cached:
             self.step_seconds.append(figures.seconds)
         rate = f"{figures.tokens / figures.seconds:,.0f} tokens/s" if figures.seconds else ""
+        cost = "Cached" if figures.is_cached else f"{figures.seconds:.1f} s  {rate}  {self.left()}"
         self.say(
             f"step {figures.step:>3}/{self.experiment.steps}  accuracy {self.accuracy}  "
-            f"branch tokens {credit['branch_tokens']:.2f}  no signal {credit['groups_without_signal']}/{credit['groups']}  "
-            f"entropy {train['entropy']:.3f}  "
-            + ("Cached" if figures.is_cached else f"{figures.seconds:.1f} s  {rate}  {self.left()}")
+            f"branch tokens {credit['branch_tokens']:.2f}  "
+            f"no signal {credit['groups_without_signal']}/{credit['groups']}  entropy {train['entropy']:.3f}  {cost}"
         )
 
     def left(self) -> str:
@@ -117,7 +121,9 @@ class LiveListener(RunListener):
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.description}", markup=False),
-            TextColumn("accuracy {task.fields[accuracy]}  score {task.fields[score]}  {task.fields[left]}", markup=False),
+            TextColumn(
+                "accuracy {task.fields[accuracy]}  score {task.fields[score]}  {task.fields[left]}", markup=False
+            ),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -160,6 +166,25 @@ def make_listener(experiment: Experiment) -> RunListener:
     """A live view when standard error is a terminal, plain lines otherwise (workers, CI, pipes)."""
     console = Console(stderr=True)
     return LiveListener(experiment, console) if sys.stderr.isatty() else RunListener(experiment, console)
+
+
+_listener: ContextVar[RunListener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def watching(listener: RunListener) -> Iterator[None]:
+    """Show `listener`'s view, and let the flows called inside report to it."""
+    token = _listener.set(listener)
+    try:
+        with listener:
+            yield
+    finally:
+        _listener.reset(token)
+
+
+def current_listener(experiment: Experiment) -> RunListener:
+    """The command's listener; a flow that a worker runs makes its own."""
+    return _listener.get() or make_listener(experiment)
 
 
 def _outcome(outcome: str, seconds: float) -> str:

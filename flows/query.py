@@ -87,4 +87,5 @@ def print_tables() -> None:
         for column in table.columns:
             kind = str(column.type).replace("element: ", "").replace(" not null", "")
             print(f"    {column.name:<20} {kind:<12} {column.doc}")
-    print("\nViews: runs, run_events, stage_runs (from the commit log), token_credit (one row per token).")
+    print("\nViews: runs, run_events, stage_runs, links (from the commit log), token_credit (one row per token),")
+    print("branch_statistics (one row per step). DESCRIBE NAME shows their columns.")

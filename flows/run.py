@@ -1,5 +1,6 @@
 """Opening a run: everything that can be refused is refused here, before any work; then the lock, the log, the end."""
 
+import functools
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -33,12 +34,13 @@ class Sources:
     benchmarks: dict[str, DatasetSource]
 
 
+@functools.cache
 def find_sources(experiment: Experiment) -> Sources:
-    """Find all that the experiment names. Raises ValueError, with the key at fault, before anything has run."""
+    """Find all that the experiment names, once per process. Raises ValueError, with the key, before anything ran."""
     if experiment.estimator not in ESTIMATORS:
         raise ConfigError(
-            f"estimator: {experiment.estimator!r} needs a learned critic, which this version does not have; expected one "
-            f"of {', '.join(ESTIMATORS)}: --set estimator=tempo"
+            f"estimator: {experiment.estimator!r} needs a learned critic, which this version does not have; expected "
+            f"one of {', '.join(ESTIMATORS)}: --set estimator=tempo"
         )
     dataset = get_dataset(experiment.dataset, "dataset")
     verifier = experiment.verifier or dataset.verifier
@@ -52,6 +54,17 @@ def find_sources(experiment: Experiment) -> Sources:
     )
 
 
+def check_writable(data_root: Path) -> None:
+    """Make the data root's folders. Raises OSError with a remedy when that is not allowed."""
+    try:
+        Store(data_root).open_for_writing()
+    except OSError as error:
+        raise OSError(
+            f"the data root {data_root.absolute()} cannot be written to ({error.strerror}): expected a folder of "
+            "yours, or a place where one can be made; name another with --data-root FOLDER or TEMPO_DATA_ROOT"
+        ) from None
+
+
 @contextmanager
 def open_run(
     experiment: Experiment, data_root: Path, listener: Listener, *, uses_prefect: bool, is_exclusive: bool = True
@@ -60,18 +73,11 @@ def open_run(
 
     Raises RunLocked when another process works on it, and OSError with a remedy when the data root is not writable.
     """
-    store = Store(data_root)
-    try:
-        store.open_for_writing()
-    except OSError as error:
-        raise OSError(
-            f"the data root {data_root.resolve()} cannot be written to ({error.strerror}): expected a folder of yours, or "
-            "a place where one can be made; name another with --data-root FOLDER or TEMPO_DATA_ROOT"
-        ) from None
+    check_writable(data_root)
     run = Run(
         name=experiment.run,
         attempt=attempt_of(experiment),
-        store=store,
+        store=Store(data_root),
         listener=listener,
         uses_prefect=uses_prefect,
         device=experiment.device,

@@ -16,7 +16,7 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 START_SECONDS = 180
@@ -59,6 +59,13 @@ def prefect_server(data_root: Path) -> Iterator[str]:
                 pass  # another command still uses the server, and will stop it
             finally:
                 os.close(user)
+
+
+@contextmanager
+def without_server(data_root: Path) -> Iterator[None]:
+    """The environment for stages that report to no server; prefect, once imported, keeps its files in the data root."""
+    os.environ.setdefault("PREFECT_HOME", str((data_root / "prefect").resolve()))
+    yield
 
 
 def configured_url() -> str | None:
@@ -126,8 +133,8 @@ def _start(home: Path) -> str:
     _stop(home)
     tail = log.read_text(errors="replace").strip().splitlines()[-1:]
     raise ServerFailed(
-        f"the local Prefect server did not answer within {START_SECONDS} s: {' '.join(tail) or 'no output'} (whole log: "
-        f"{log}). Use a running one with PREFECT_API_URL=URL, or go without: --no-server"
+        f"the local Prefect server did not answer within {START_SECONDS} s: {' '.join(tail) or 'no output'} (whole "
+        f"log: {log}). Use a running one with PREFECT_API_URL=URL, or go without: --no-server"
     )
 
 
@@ -152,10 +159,8 @@ def _stop(home: Path) -> None:
         except ProcessLookupError:
             return
         for _ in range(100):
-            try:
+            with suppress(ChildProcessError):  # started by another command: not our child
                 os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                pass  # started by another command: not our child
             try:
                 os.killpg(pid, 0)
             except ProcessLookupError:

@@ -1,14 +1,18 @@
 """Finding what is stored: runs by name or prefix, policies by id or RUN@STEP."""
 
+import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import duckdb
 
 from storage.artifact import Artifact, Store
 from storage.catalog import open_catalog
 from tasks.config import Experiment
-from tasks.experiment import parse_experiment
+from tasks.experiment import apply_overrides, parse_experiment
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,9 @@ class StoredPolicy:
     step: int
 
 
-def find_run(connection: object, name: str) -> str:
+def find_run(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     """The stored run `name`, or the only one that begins with it. Raises ValueError otherwise."""
-    runs = [row[0] for row in connection.execute("SELECT run FROM runs ORDER BY run").fetchall()]  # type: ignore[attr-defined]
+    runs = [row[0] for row in connection.execute("SELECT run FROM runs ORDER BY run").fetchall()]
     matches = [name] if name in runs else [run for run in runs if run.startswith(name)]
     if len(matches) == 1:
         return matches[0]
@@ -51,7 +55,9 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
         values,
     ).fetchone()
     if found is None:
-        raise ValueError(f"policy: no stored policy {policy!r}; list them with: tempo sql \"SELECT run, step, policy FROM policies\"")
+        raise ValueError(
+            f'policy: no stored policy {policy!r}; list them with: tempo sql "SELECT run, step, policy FROM policies"'
+        )
     run, step, stage, key = found
     (experiment,) = connection.execute(
         "SELECT arg_max(experiment, line) FILTER (experiment IS NOT NULL) FROM run_events WHERE run = ?", [run]
@@ -64,3 +70,11 @@ def _checkpoint(policy: str) -> StoredPolicy:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(policy).name).lstrip(".") or "checkpoint"
     tree = {"run": f"evaluate-{name}", "policy": policy, "steps": 0, "sampler": {"max_tokens": 512}}
     return StoredPolicy(parse_experiment(tree), None, 0)
+
+
+def evaluation_experiment(stored: StoredPolicy, benchmarks: Sequence[str], overrides: Sequence[str]) -> Experiment:
+    """The experiment of the policy's run with other benchmarks and overrides. Raises ConfigError."""
+    experiment = dataclasses.replace(stored.experiment, benchmarks=tuple(benchmarks) or stored.experiment.benchmarks)
+    if not experiment.benchmarks:
+        raise ValueError("benchmarks: expected at least one, got none: name them with --benchmarks a,b")
+    return apply_overrides(experiment, overrides)

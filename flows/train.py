@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.evaluate import evaluate_policy
-from flows.progress import make_listener
+from flows.progress import current_listener
 from flows.run import Sources, find_sources, open_run
 from storage.artifact import Artifact
 from tasks.config import Experiment
@@ -19,7 +19,7 @@ from tasks.experiment import load_experiment
 from tasks.generation import Selection, generation
 from tasks.policy import first_policy
 from tasks.prompts import prompts
-from tasks.stage import Listener, Run
+from tasks.stage import Run
 from tasks.training import training
 from tasks.verification import verification
 from tasks.warm_start import warm_start
@@ -35,13 +35,13 @@ def train(experiment: str = "quickstart", overrides: Sequence[str] = (), data_ro
         data_root: folder that holds artifacts, log and tables.
     """
     settings = load_experiment(experiment, overrides)
-    train_experiment(settings, Path(data_root), make_listener(settings), uses_prefect=True)
+    train_experiment(settings, Path(data_root), uses_prefect=True)
 
 
-def train_experiment(experiment: Experiment, data_root: Path, listener: Listener, *, uses_prefect: bool) -> None:
+def train_experiment(experiment: Experiment, data_root: Path, *, uses_prefect: bool) -> None:
     """Find what the experiment names, open its run, and go through its stages."""
     sources = find_sources(experiment)
-    with open_run(experiment, data_root, listener, uses_prefect=uses_prefect) as run:
+    with open_run(experiment, data_root, current_listener(experiment), uses_prefect=uses_prefect) as run:
         policy, questions, tokenizer = prepare(run, experiment, sources)
         evaluate_policy(run, experiment, sources, policy, tokenizer, step=0)
         optimizer = None

@@ -112,9 +112,7 @@ class Staging:
     def add_folder(self, name: str, folder: Path) -> None:
         """Register a folder already written below `path`; its digest covers every file's name and bytes."""
         files = {
-            str(file.relative_to(self.path)): _file_facts(file)
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
+            str(file.relative_to(self.path)): _file_facts(file) for file in sorted(folder.rglob("*")) if file.is_file()
         }
         inside = {str(Path(file).relative_to(folder.relative_to(self.path))): f["sha256"] for file, f in files.items()}
         self.parts[name] = {
@@ -134,7 +132,7 @@ class Store:
         self.staging_root = self.artifacts / ".staging"
 
     def open_for_writing(self) -> None:
-        """Create the folders and sweep what killed writers left behind. Raises OSError when the root is not writable."""
+        """Create the folders and sweep what killed writers left. Raises OSError when the root is not writable."""
         self.staging_root.mkdir(parents=True, exist_ok=True)
         for folder in self.staging_root.iterdir():
             pid = int(folder.name.split("-")[1])

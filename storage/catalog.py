@@ -5,7 +5,6 @@ Files come from the commit log (queries/log.sql), so nothing that is half-writte
 """
 
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,7 @@ import duckdb
 if TYPE_CHECKING:
     from storage.schema import Table
 
-VIEWS = ("runs", "run_events", "stage_runs", "token_credit")
-"""Views made from the log or from other views, beside one view per declared table."""
+QUERIES = Path(__file__).parent / "queries"
 
 
 class NotReading(ValueError):
@@ -36,7 +34,8 @@ def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     connection.execute(_query("log").replace("$log", _literal(str(log))))
     _create_table_views(connection, root)
-    connection.execute(_query("token_credit"))
+    for view in ("token_credit", "branch_statistics"):
+        connection.execute(_query(view))
     connection.execute(f"SET allowed_directories = [{_literal(str(root.resolve()))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
@@ -44,7 +43,7 @@ def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
 
 
 def _query(name: str) -> str:
-    return (files("storage") / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+    return (QUERIES / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def _literal(text: str) -> str:
@@ -52,7 +51,7 @@ def _literal(text: str) -> str:
 
 
 def _create_table_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
-    """One view per declared table, over its committed files; an empty one with the declared columns if there are none."""
+    """One view per declared table, over its committed files; an empty one with its columns if there are none."""
     from storage.schema import TABLES
 
     base = root.resolve()

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 NOT_IDENTITY = {"identity": False}
-"""`dataclasses.field(metadata=NOT_IDENTITY)`: the field changes where or how fast a result is made, never the result."""
+"""`dataclasses.field(metadata=NOT_IDENTITY)`: the field changes where or how fast a result is made, never what."""
 
 
 def canonical(value: object, path: str = "$") -> Any:

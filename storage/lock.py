@@ -27,7 +27,11 @@ def run_lock(path: Path, run: str) -> Iterator[None]:
                 f"the run {run!r} is already being worked on by {_holder(descriptor)}; two writers of one run would "
                 "repeat each other's work. Wait for it, stop it, or give this one another name: --set run=NAME"
             ) from None
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat("T", "seconds")}
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat("T", "seconds"),
+        }
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield

@@ -48,7 +48,9 @@ def _refuse_duplicate_keys(table: Table, rows: pa.Table) -> None:
     keys = rows.select(list(table.key))
     distinct = keys.group_by(list(table.key)).aggregate([]).num_rows
     if distinct != rows.num_rows:
-        raise ValueError(f"table {table.name}: {rows.num_rows - distinct} rows repeat a key {table.key}; keys are unique")
+        raise ValueError(
+            f"table {table.name}: {rows.num_rows - distinct} rows repeat a key {table.key}; keys are unique"
+        )
 
 
 def list_array(values: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], type: pa.ListType) -> pa.ListArray:

@@ -1,6 +1,6 @@
 """Every table and every column, declared once: Arrow type, unit or shape, and one sentence.
 
-The Parquet writer, the content digest, the empty views of the catalogue and `tempo sql --schema` are all made from here.
+The Parquet writer, the content digest, the views of the catalogue and the listing of `tempo sql` are made from here.
 Keys that say where a row belongs (run, step, purpose) are not stored in the files: an artifact can serve several runs,
 so the catalogue attaches them from the commit log (see catalog.py).
 """
@@ -239,5 +239,16 @@ VOCABULARY = Table(
 
 TABLES = {
     table.name: table
-    for table in (PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, ADVANTAGES, UPDATES, POLICIES, SCORES, DEMONSTRATIONS, VOCABULARY)
+    for table in (
+        PROMPTS,
+        ROLLOUTS,
+        VERDICTS,
+        PREFIX_NODES,
+        ADVANTAGES,
+        UPDATES,
+        POLICIES,
+        SCORES,
+        DEMONSTRATIONS,
+        VOCABULARY,
+    )
 }

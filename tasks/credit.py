@@ -31,14 +31,13 @@ def credit(context: Context, *, rollouts: Part, verdicts: Part, estimator: str, 
     )
     context.staging.add_table("prefix_nodes", _node_columns(result, token_ids_N, groups))
     context.staging.add_table("advantages", _advantage_columns(result, rows, estimator, group_offsets))
-    sizes = np.diff(group_offsets)
-    has_signal = result.group_std_P > 0
+    assert result.tree is not None
     return {
         "groups": len(groups),
-        "groups_without_signal": int((~has_signal).sum()),
-        "branch_tokens": round(len(result.td_position_K) / max(len(rewards_R), 1), 4),
+        "groups_without_signal": int((result.group_std_P == 0).sum()),
+        "branch_tokens": round(result.tree.breakpoint_rollout_K.size / max(rewards_R.size, 1), 4),
         "unassigned": num_unassigned,
-        "mean_reward": round(float(rewards_R.mean()), 4) if sizes.size else None,
+        "mean_reward": round(float(rewards_R.mean()), 4) if rewards_R.size else None,
     }
 
 
@@ -60,7 +59,8 @@ def _groups(group_id: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
 
 def _node_columns(result: Advantages, token_ids_N: np.ndarray, groups: list[str]) -> dict[str, object]:
     tree = result.tree
-    assert tree is not None and result.value_M is not None
+    assert tree is not None
+    assert result.value_M is not None
     edges, edge_offsets = edge_token_ids(tree, token_ids_N)
     root_M = _first_node(tree.node_group_M, len(groups))[tree.node_group_M]
     parent_M = np.where(tree.node_parent_M < 0, 0, tree.node_parent_M - root_M)

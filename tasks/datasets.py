@@ -91,7 +91,8 @@ class DatasetSource:
         from tasks.engines.hub import NotFound, load_rows
 
         dataset = DATASETS[self.dataset]
-        assert dataset.hub_id and dataset.example
+        assert dataset.hub_id
+        assert dataset.example
         rows = load_rows(dataset.hub_id, dataset.config, self.split, dataset.revision, self.hub_root)
         missing = [column for column in dataset.columns if column not in rows.column_names]
         if missing:

@@ -25,7 +25,7 @@ def demonstrations(context: Context, *, source: DatasetSource, prompts: Part, to
             f"warm_start.updates: the dataset {source.dataset} brings no completions to imitate; set it to 0, or use a "
             "dataset with solutions"
         )
-    token_ids = [tokens + [tokenize.eos_token_id] for tokens in tokenize(texts, add_special_tokens=False).input_ids]
+    token_ids = [[*tokens, tokenize.eos_token_id] for tokens in tokenize(texts, add_special_tokens=False).input_ids]
     context.staging.add_table(
         "demonstrations", {"prompt_id": ids, "index": indices, "text": texts, "token_ids": token_ids}
     )

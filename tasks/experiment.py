@@ -1,4 +1,4 @@
-"""Read an experiment: a TOML file plus `--set key=value` into the frozen dataclasses of config.py, or say what is wrong.
+"""Read an experiment: TOML plus `--set key=value` into the frozen dataclasses of config.py, or say what is wrong.
 
 Every problem is reported at once, each with the key's path, what was expected and the nearest valid key.
 """
@@ -75,7 +75,9 @@ def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
 
 def attempt_of(experiment: Experiment) -> str:
     """Eight digits that name an attempt at a run: equal as long as the keys that shape its training are equal."""
-    tree = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment) if f.metadata.get("identity", True)}
+    tree = {
+        f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment) if f.metadata.get("identity", True)
+    }
     return fingerprint({name: value for name, value in tree.items() if name not in EXTENDING})[:8]
 
 
@@ -185,7 +187,11 @@ def all_keys(cls: type = Experiment, path: str = "") -> list[str]:
 
 def _contradictions(experiment: Experiment) -> list[str]:
     problems = []
-    if not experiment.run or not all(c.isalnum() or c in "._-" for c in experiment.run) or experiment.run.startswith("."):
+    if (
+        not experiment.run
+        or not all(c.isalnum() or c in "._-" for c in experiment.run)
+        or experiment.run.startswith(".")
+    ):
         problems.append(f"run: expected letters, digits, '.', '_' and '-' (it names a folder), got {experiment.run!r}")
     if experiment.arithmetic.min_terms > experiment.arithmetic.max_terms:
         problems.append(

@@ -53,7 +53,9 @@ def generation(
     engine.choose_threads(context.threads, held.num_parameters)
     temperature = sampler.temperature if decoding == "sampled" else 0.0
     num_rollouts = len(chosen) * num_samples
-    seeds = (np.random.SeedSequence(derive_seed(seed, decoding)).generate_state(num_rollouts, np.uint64) >> 1).astype(np.int64)
+    seeds = (np.random.SeedSequence(derive_seed(seed, decoding)).generate_state(num_rollouts, np.uint64) >> 1).astype(
+        np.int64
+    )
     machine = TransformersSampler(held, batch_tokens=sampler.batch_tokens)
     samples = machine.sample(
         [values[offsets[i] : offsets[i + 1]] for i in chosen],
@@ -89,3 +91,8 @@ def generation(
         "tokens": len(samples.token_ids_N),
         "truncated": round(float(samples.is_truncated_R.mean()), 4),
     }
+
+
+def completion_seeds(seed: int, num_completions: int) -> np.ndarray:
+    """One 63-bit seed per completion, int64 [R]."""
+    return (np.random.SeedSequence(seed).generate_state(num_completions, np.uint64) >> 1).astype(np.int64)

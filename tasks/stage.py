@@ -86,7 +86,9 @@ class Context:
     progress: Callable[[int, int], None]
 
 
-def stage(name: str, *, version: int) -> Callable[[Callable[Concatenate[Context, P], Summary]], Callable[..., Artifact]]:
+def stage(
+    name: str, *, version: int
+) -> Callable[[Callable[Concatenate[Context, P], Summary]], Callable[..., Artifact]]:
     """Make `compute(context, **identity) -> summary` a stage: called with a Place, it returns a committed Artifact.
 
     Raise `version` whenever the same identity would give other contents: artifacts of the older version then no longer
@@ -168,7 +170,9 @@ class _Call:
             "stage_version": self.version,
             "key": self.key,
             "key_parts": self.key_parts,
-            "inputs": {n: f"{v.artifact.stage}/{v.artifact.key}" for n, v in self.identity.items() if isinstance(v, Part)},
+            "inputs": {
+                n: f"{v.artifact.stage}/{v.artifact.key}" for n, v in self.identity.items() if isinstance(v, Part)
+            },
             "outputs": {part.name: part.digest for part in parts},
             "files": {part.name: str(part.path.relative_to(root)) for part in parts},
             "outcome": outcome,

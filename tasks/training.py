@@ -9,6 +9,7 @@ from storage.artifact import Part
 from storage.parquet import flat_list
 from storage.schema import UPDATES
 from tasks.config import TrainConfig
+from tasks.core.advantage import dense_advantages
 from tasks.policy import add_policy
 from tasks.stage import Context, Summary, stage
 
@@ -56,7 +57,9 @@ def training(
     )
     trained.model.train()
     rows = []
-    for groups in np.array_split(np.random.default_rng(seed).permutation(batch.group_index_R.max() + 1), config.updates_per_step):
+    for groups in np.array_split(
+        np.random.default_rng(seed).permutation(batch.group_index_R.max() + 1), config.updates_per_step
+    ):
         part = batch.take(np.flatnonzero(np.isin(batch.group_index_R, groups)))
         rows.append(
             trainer.policy_update(
@@ -103,21 +106,24 @@ def _batch(prompts: Part, rollouts: Part, advantages: Part) -> Any:
         completions=np.split(token_ids_N, offsets[1:-1]),
         group_index_R=group_index_R.astype(np.int64),
         sampler_logprobs=np.split(logprobs_N, offsets[1:-1]),
-        advantages=np.split(dense_advantages(credited, offsets), offsets[1:-1]),
+        advantages=np.split(token_advantages(credited, offsets), offsets[1:-1]),
     )
 
 
-def dense_advantages(credited: pa.Table, offsets: np.ndarray) -> np.ndarray:
+def token_advantages(credited: pa.Table, offsets: np.ndarray) -> np.ndarray:
     """float32 [N]: base_advantage of the completion + td_weight * td at its branch tokens; or the dense column."""
     stored = credited.column("token_advantages")
     if stored.null_count == 0:
         return flat_list(stored)[0]
-    dense_N = np.repeat(credited.column("base_advantage").to_numpy(), np.diff(offsets))
     positions_K, td_offsets = flat_list(credited.column("td_positions"))
-    td_K, _ = flat_list(credited.column("td_values"))
-    row_K = np.repeat(np.arange(credited.num_rows), np.diff(td_offsets))
-    dense_N[offsets[row_K] + positions_K] += credited.column("td_weight").to_numpy()[row_K] * td_K
-    return dense_N.astype(np.float32)
+    return dense_advantages(
+        credited.column("base_advantage").to_numpy(),
+        credited.column("td_weight").to_numpy(),
+        td_offsets,
+        positions_K,
+        flat_list(credited.column("td_values"))[0],
+        offsets,
+    )
 
 
 def update_columns(rows: list[dict[str, Any]], phase: str) -> dict[str, list[Any]]:

@@ -9,9 +9,7 @@ from tasks.stage import Context, Summary, stage
 
 
 @stage("verification", version=1)
-def verification(
-    context: Context, *, rollouts: Part, prompts: Part, verifier: str, verifier_version: int
-) -> Summary:
+def verification(context: Context, *, rollouts: Part, prompts: Part, verifier: str, verifier_version: int) -> Summary:
     """Judge each completion's text against its prompt's answer."""
     judge = get_verifier(verifier)
     assert judge.version == verifier_version

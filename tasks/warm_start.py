@@ -10,6 +10,8 @@ from tasks.stage import Context, Summary, stage
 from tasks.training import update_columns
 
 MICRO_BATCH_TOKENS = 16384
+WEIGHT_DECAY, BETAS = 0.01, (0.9, 0.999)
+"""AdamW's defaults in torch."""
 
 
 @stage("warm_start", version=1)
@@ -32,11 +34,15 @@ def warm_start(
     engine.choose_threads(context.threads, trained.num_parameters)
     prompt_ids, prompt_tokens = _pairs(prompts, demonstrations)
     completions = _rows(demonstrations, "token_ids")
-    optimizer, _ = trainer.make_optimizer(trained, learning_rate=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.999))
+    optimizer, _ = trainer.make_optimizer(
+        trained, learning_rate=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.999)
+    )
     trained.model.train()
     rows = []
     for update, batch in enumerate(_batches(len(completions), config, seed)):
-        optimizer.param_groups[0]["lr"] = config.learning_rate * trainer.cosine(update, config.updates)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * trainer.warmup_cosine(
+            update, config.updates, config.warmup_updates
+        )
         rows.append(
             trainer.supervised_update(
                 trained,

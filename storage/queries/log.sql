@@ -2,7 +2,7 @@
 CREATE TABLE events AS
 SELECT row_number() OVER () AS line, *
 FROM read_json($log, format = 'newline_delimited', ignore_errors = true, columns = {
-    event: 'VARCHAR', run: 'VARCHAR', attempt: 'VARCHAR', at: 'TIMESTAMP', host: 'VARCHAR', pid: 'BIGINT',
+    event: 'VARCHAR', run: 'VARCHAR', attempt: 'VARCHAR', "at": 'TIMESTAMP', host: 'VARCHAR', pid: 'BIGINT',
     error: 'VARCHAR', state: 'VARCHAR', experiment: 'JSON', code: 'JSON', step: 'INTEGER', purpose: 'VARCHAR',
     stage: 'VARCHAR', stage_version: 'INTEGER', label: 'VARCHAR', key: 'VARCHAR', key_parts: 'JSON',
     inputs: 'MAP(VARCHAR, VARCHAR)', outputs: 'MAP(VARCHAR, VARCHAR)', files: 'MAP(VARCHAR, VARCHAR)',
@@ -11,20 +11,20 @@ WHERE event IS NOT NULL;
 
 -- One row per execution of a stage, oldest first.
 CREATE VIEW stage_runs AS
-SELECT line, run, attempt, step, purpose, stage, label, stage_version, outcome, seconds, tokens, at AS started_at,
+SELECT line, run, attempt, step, purpose, stage, label, stage_version, outcome, seconds, tokens, "at" AS started_at,
        key, key_parts, inputs, outputs, host, pid, error
 FROM events WHERE event = 'stage';
 
 -- One row per command that worked on a run: started, then completed, failed or interrupted (or nothing: killed).
 CREATE VIEW run_events AS
-SELECT line, run, attempt, state, at, experiment, code, host, pid, error
+SELECT line, run, attempt, state, "at", experiment, code, host, pid, error
 FROM events WHERE event = 'run';
 
 -- One row per run: its current attempt is the configuration it was last worked on with.
 CREATE VIEW runs AS
 SELECT run, arg_max(attempt, line) AS attempt,
        arg_max(state, line) FILTER (event = 'run') AS state,
-       min(at) AS started_at, max(at) AS last_event_at,
+       min("at") AS started_at, max("at") AS last_event_at,
        arg_max(stage || ' ' || step, line) FILTER (event = 'stage') AS last_stage,
        count(*) FILTER (event = 'stage' AND outcome = 'ran') AS num_ran,
        count(*) FILTER (event = 'stage' AND outcome = 'cached') AS num_cached

@@ -14,6 +14,7 @@ temporal difference (td) V(s_{t+1}) - V(s_t) is 0 but at the few tokens where co
 import difflib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +78,25 @@ class Advantages:
     @cached_property
     def advantages(self) -> NDArray[np.float32]:
         """One advantage per token, float32 [N], laid out by `offsets`. Computed on first use."""
-        dense_N = np.repeat(self.base_R.astype(np.float32), np.diff(self.offsets))
-        rollout = self.td_rollout_K
-        credit_K = self.base_R[rollout] + self.td_weight_R[rollout] * self.td_value_K
-        dense_N[self.offsets[rollout] + self.td_position_K] = credit_K
-        return dense_N
+        return dense_advantages(
+            self.base_R, self.td_weight_R, self.td_offsets, self.td_position_K, self.td_value_K, self.offsets
+        )
+
+
+def dense_advantages(
+    base_R: Float64,
+    td_weight_R: Float64,
+    td_offsets: Int64,
+    td_position_K: Int32,
+    td_value_K: NDArray[np.floating[Any]],
+    offsets: Int64,
+) -> NDArray[np.float32]:
+    """float32 [N] from the sparse form that `Advantages` and the advantages table hold: base + weight * td."""
+    dense_N = np.repeat(base_R.astype(np.float32), np.diff(offsets))
+    rollout_K = np.repeat(np.arange(base_R.size), np.diff(td_offsets))
+    credit_K = base_R[rollout_K] + td_weight_R[rollout_K] * td_value_K
+    dense_N[offsets[rollout_K] + td_position_K] = credit_K
+    return dense_N
 
 
 def compute_advantages(

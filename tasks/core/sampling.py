@@ -17,7 +17,7 @@ def draw_tokens(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, to
 
     Returns:
         tokens [B] int64 and sampler_logprobs [B] float32: log p(token) under the distribution drawn from, temperature
-        and top_p applied. At temperature 0 it is the log-probability at temperature 1, since the draw itself is certain.
+        and top_p applied. At temperature 0 it is the log-probability at temperature 1: the draw itself is certain.
     """
     if temperature == 0:
         logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)

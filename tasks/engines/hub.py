@@ -14,7 +14,7 @@ class NotFound(ValueError):
 
 
 def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_root: str | None) -> Any:
-    """The split as a `datasets.Dataset`: from `hub_root`/hub_id when hub_root is given, else from the Hub at `revision`.
+    """The split as a `datasets.Dataset`: from `hub_root`/hub_id when that is given, else from the Hub at `revision`.
 
     Raises NotFound when the folder or the split does not exist, or the Hub cannot be reached.
     """
@@ -25,8 +25,8 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
         folder = Path(hub_root) / hub_id
         if not folder.is_dir():
             raise NotFound(
-                f"hub_root: expected the dataset {hub_id} in the folder {folder}, which does not exist; give the folder "
-                "that holds the Hub's layout (OWNER/NAME/...), or leave hub_root out to load from the Hub"
+                f"hub_root: expected the dataset {hub_id} in the folder {folder}, which does not exist; give the "
+                "folder that holds the Hub's layout (OWNER/NAME/...), or leave hub_root out to load from the Hub"
             )
         source: dict[str, Any] = {"path": str(folder)}
     else:
@@ -36,8 +36,8 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
     except (ValueError, OSError, ConnectionError) as error:
         where = source["path"] if hub_root else f"the Hub ({hub_id} at {revision[:12]})"
         raise NotFound(
-            f"could not load the split {split!r} of {hub_id} from {where}: {error}. Offline, mirror the dataset's folder "
-            "and name its root with --set hub_root=FOLDER"
+            f"could not load the split {split!r} of {hub_id} from {where}: {error}. Offline, mirror the dataset's "
+            "folder and name its root with --set hub_root=FOLDER"
         ) from None
 
 

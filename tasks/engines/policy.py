@@ -20,7 +20,7 @@ TINY_PARAMETERS = 5_000_000
 
 @dataclass
 class Policy:
-    """A model with its tokenizer, in memory. `digest` is that of its committed checkpoint ("" before the first save)."""
+    """A model with its tokenizer, in memory. `digest` is that of its committed checkpoint ("" before a save)."""
 
     model: Any
     tokenizer: Any
@@ -115,7 +115,7 @@ def forget_policy() -> None:
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Write a checkpoint that `from_pretrained` reads: safetensors, configuration and tokenizer, without local paths."""
+    """Write a checkpoint that `from_pretrained` reads: safetensors, configuration, tokenizer; no local paths."""
     policy.model.config._name_or_path = ""
     policy.model.generation_config._from_model_config = False
     policy.model.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,7 @@ def make_optimizer(
 ) -> tuple[torch.optim.AdamW, dict[torch.nn.Parameter, str]]:
     """AdamW over every parameter, and the parameters' names (shared ones once)."""
     names = {parameter: name for name, parameter in policy.model.named_parameters()}
-    optimizer = torch.optim.AdamW(
-        list(names), lr=learning_rate, weight_decay=weight_decay, betas=betas, foreach=True
-    )
+    optimizer = torch.optim.AdamW(list(names), lr=learning_rate, weight_decay=weight_decay, betas=betas, foreach=True)
     return optimizer, names
 
 
@@ -193,8 +191,8 @@ def _step(policy: Policy, optimizer: torch.optim.Optimizer, loss: float, max_gra
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(
-            f"loss {loss} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the learning "
-            "rate, or look for completions with non-finite sampler_logprobs in this step's rollouts"
+            f"loss {loss} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the "
+            "learning rate, or look for completions with non-finite sampler_logprobs in this step's rollouts"
         )
     optimizer.step()
     return norm
@@ -214,9 +212,6 @@ def _describe(figures: dict[str, Tensor]) -> dict[str, float]:
     } | dict(zip(names, map(float, quantiles), strict=True))
 
 
-def cosine(update: int, updates: int) -> float:
-    """Factor of the peak learning rate at `update`: from 1 down to 0 along half a cosine."""
-    return 0.5 * (1 + math.cos(math.pi * update / updates))
-
-
-ProgressCallback = Callable[[int, int], Any]
+def warmup_cosine(update: int, updates: int, warmup_updates: int) -> float:
+    """Factor of the peak learning rate: half a cosine from 1 to 0 over `updates`, times a linear rise at its start."""
+    return 0.5 * (1 + math.cos(math.pi * update / updates)) * min(1.0, (update + 1) / max(warmup_updates, 1))
