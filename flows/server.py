@@ -21,6 +21,7 @@ from pathlib import Path
 
 START_SECONDS = 180
 """A first start migrates the database: 3-6 s on an idle machine, much more on a busy one."""
+FLUSH_SECONDS = 10
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -51,6 +52,7 @@ def prefect_server(data_root: Path) -> Iterator[str]:
     try:
         yield url
     finally:
+        _flush()
         with _locked(home / "start.lock", fcntl.LOCK_EX):
             try:
                 fcntl.flock(user, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,6 +146,16 @@ def _is_healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False
+
+
+def _flush() -> None:
+    """Send what prefect still holds (logs, events) while its server is there: at exit it is too late, and loud."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=FLUSH_SECONDS)
 
 
 def _stop(home: Path) -> None:

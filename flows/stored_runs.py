@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import duckdb
+from typing import TYPE_CHECKING
 
 from storage.artifact import Artifact, Store
-from storage.catalog import open_catalog
 from tasks.config import Experiment
 from tasks.experiment import apply_overrides, parse_experiment
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class StoredPolicy:
     step: int
 
 
-def find_run(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+def find_run(connection: "DuckDBPyConnection", name: str) -> str:
     """The stored run `name`, or the only one that begins with it. Raises ValueError otherwise."""
     runs = [row[0] for row in connection.execute("SELECT run FROM runs ORDER BY run").fetchall()]
     matches = [name] if name in runs else [run for run in runs if run.startswith(name)]
@@ -43,6 +44,9 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
     is_id = re.fullmatch(r"[0-9a-f]{6,64}", policy)
     if not (with_step or is_id):
         return _checkpoint(policy)
+    from storage.catalog import open_catalog  # not above: Prefect's threads keep flow modules alive at exit, and
+    # duckdb's bindings would then report every object they hold as leaked
+
     connection = open_catalog(data_root)
     if with_step:
         where, values = "l.run = ? AND l.step = ?", [find_run(connection, with_step["run"]), int(with_step["step"])]

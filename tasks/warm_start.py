@@ -10,7 +10,7 @@ from tasks.stage import Context, Summary, stage
 from tasks.training import update_columns
 
 MICRO_BATCH_TOKENS = 16384
-WEIGHT_DECAY, BETAS = 0.01, (0.9, 0.999)
+WEIGHT_DECAY, BETA1 = 0.01, 0.9
 """AdamW's defaults in torch."""
 
 

@@ -1,0 +1,52 @@
+# setup: .venv with everything pinned · demo: the whole loop on this machine · test: all tests · check: lint, types, architecture
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FREE_MB_NEEDED := 3000
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-slow check bench clean
+
+help:
+	@echo "make setup   install everything, pinned, into $(VENV) (once; offline afterwards)"
+	@echo "make demo    train with TEMPO on this machine's CPU, from nothing, in minutes"
+	@echo "make test    run the tests"
+	@echo "make check   lint, strict types, dependency rule"
+	@echo "make bench   measure the credit stage"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "TEMPO needs Python 3.11 or newer as '$(PYTHON)' (found: $$($(PYTHON) --version 2>&1 || true)); install one, or name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || test $$(df -Pm . | awk 'NR==2 {print $$4}') -ge $(FREE_MB_NEEDED) || \
+	  { echo "TEMPO needs about $(FREE_MB_NEEDED) MB of free disk to install; $$(df -Pm . | awk 'NR==2 {print $$4}') MB are free here: free some space, then run make again"; exit 1; }
+	@echo "Installing into $(VENV) (about 2 GB, a minute or two) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" 2>$(VENV)/install.log || \
+	  { tail -n 5 $(VENV)/install.log; echo "The installation failed: the lines above say why, $(VENV)/install.log has the rest; run make again once it is mended"; exit 1; }
+	@touch $@
+
+demo: setup
+	@$(BIN)/tempo train quickstart
+
+test: setup
+	@$(BIN)/python -m pytest
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stage_versions.py
+
+bench: setup
+	@$(BIN)/python tests/benchmarks/credit.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info
