@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C)."""
     options = _parser().parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code: int = options.command(options)
     except KeyboardInterrupt:
@@ -83,8 +85,7 @@ def _train(options: argparse.Namespace) -> int:
         else:
             train.train(options.experiment, options.set, str(options.data_root))
 
-    again = " ".join(["tempo train", options.experiment, *(f"--set {override}" for override in options.set)])
-    return _watched(options, experiment, work, again)
+    return _watched(options, experiment, work)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -103,23 +104,28 @@ def _evaluate(options: argparse.Namespace) -> int:
         else:
             evaluate.evaluate(options.policy, benchmarks, overrides, str(options.data_root))
 
-    return _watched(options, experiment, work, f"tempo evaluate {options.policy}", step=stored.step)
+    return _watched(options, experiment, work, step=stored.step, stored=stored.policy is not None)
 
 
 def _watched(
-    options: argparse.Namespace, experiment: Any, work: Callable[[], None], again: str, step: int | None = None
+    options: argparse.Namespace,
+    experiment: Any,
+    work: Callable[[], None],
+    step: int | None = None,
+    stored: bool = False,
 ) -> int:
     """Refuse bad input, find or start the Prefect server, work under a progress view, print the closing table."""
     from contextlib import ExitStack
 
-    from flows.closing import print_closing
+    from flows.next_commands import command_name
     from flows.progress import make_listener, watching
     from flows.run import check_writable, find_sources
     from flows.server import prefect_server, without_server
 
     check_writable(options.data_root)
-    find_sources(experiment)
+    find_sources(experiment, has_policy=stored)
     listener = make_listener(experiment)
+    again = f"{command_name()} {shlex.join(options.arguments)}"
     try:
         with ExitStack() as stack:
             stack.enter_context(
@@ -128,10 +134,13 @@ def _watched(
             stack.enter_context(watching(listener))
             work()
     except KeyboardInterrupt:
-        root = "" if options.data_root == Path("data") else f" --data-root {options.data_root}"
-        print(f"\nStopped. Every finished stage is stored; go on from there with:\n  {again}{root}", file=sys.stderr)
+        print(f"\nStopped. Every finished stage is stored; go on from there with:\n  {again}", file=sys.stderr)
         return 130
-    print_closing(experiment, options.data_root, listener, final_step=step, has_history=not options.no_server)
+    from flows.closing import print_closing  # not above: it loads duckdb, which reports leaks when Ctrl-C ends a flow
+
+    print_closing(
+        experiment, options.data_root, listener, again=again, final_step=step, has_history=not options.no_server
+    )
     return 0
 
 

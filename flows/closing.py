@@ -8,6 +8,7 @@ import duckdb
 from rich.console import Console
 from rich.table import Table
 
+from flows.next_commands import next_commands
 from flows.progress import RunListener
 from flows.server import history_command
 from storage.catalog import open_catalog
@@ -15,11 +16,17 @@ from tasks.config import Experiment
 
 
 def print_closing(
-    experiment: Experiment, data_root: Path, listener: RunListener, *, final_step: int | None, has_history: bool
+    experiment: Experiment,
+    data_root: Path,
+    listener: RunListener,
+    *,
+    again: str,
+    final_step: int | None,
+    has_history: bool,
 ) -> None:
     """Print scores before and after, branch statistics, time per stage and three commands, read back from storage.
 
-    `final_step` is the step that was scored; None for a training run: its last.
+    `again` is the command that did the work; `final_step` the step it scored, None for a training run: its last.
     """
     console = Console(highlight=False)
     connection = open_catalog(data_root)
@@ -32,25 +39,10 @@ def print_closing(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
     console.print(f"peak memory {peak:,.0f} MB; data in {data_root.resolve()}", markup=False, soft_wrap=True)
     console.print("\nTry next:", markup=False)
-    for command in next_commands(experiment, data_root):
+    for command in next_commands(experiment, data_root, again):
         console.print(f"  {command}", markup=False, soft_wrap=True)
     if has_history:
         console.print(f"History in Prefect's UI:\n  {history_command(data_root)}", markup=False, soft_wrap=True)
-
-
-def next_commands(experiment: Experiment, data_root: Path) -> list[str]:
-    """Three commands that work right away on what was just stored."""
-    tempo = Path(sys.executable).with_name("tempo")
-    shown = tempo.relative_to(Path.cwd()) if tempo.is_relative_to(Path.cwd()) else tempo
-    root = "" if data_root == Path("data") else f" --data-root {data_root}"
-    run = experiment.run.replace("'", "")
-    return [
-        f"{shown} sql \"SELECT step, avg(reward) AS accuracy FROM verdicts WHERE run = '{run}' AND purpose = 'train' "
-        f'GROUP BY step ORDER BY step"{root}',
-        f"{shown} sql \"SELECT token, td, advantage, base_advantage FROM token_credit WHERE run = '{run}' AND step = 1 "
-        f'ORDER BY abs(td) DESC LIMIT 10"{root}',
-        f"{shown} train {experiment.run} --set run={experiment.run}-grpo --set estimator=grpo{root}",
-    ]
 
 
 def _scores(connection: duckdb.DuckDBPyConnection, experiment: Experiment, last: int) -> Table:

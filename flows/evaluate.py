@@ -41,15 +41,15 @@ def evaluate(
 
 def evaluate_stored(stored: StoredPolicy, experiment: Experiment, data_root: Path, *, uses_prefect: bool) -> None:
     """Score a stored policy under its run and step; a checkpoint that is not stored yet becomes a run of its own."""
-    sources = find_sources(experiment)
+    sources = find_sources(experiment, has_policy=stored.policy is not None)
     with open_run(
         experiment,
         data_root,
         current_listener(experiment),
         uses_prefect=uses_prefect,
-        is_exclusive=stored.policy is None,
+        attempt=stored.attempt,
     ) as run:
-        start = first_policy(run.at(0), source=sources.policy)
+        start = stored.first_policy or first_policy(run.at(0), source=sources.policy)
         evaluate_policy(run, experiment, sources, stored.policy or start, start, step=stored.step)
 
 

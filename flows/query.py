@@ -20,6 +20,7 @@ def print_query(data_root: Path, statement: str, format: str, output: Path | Non
     if format == "parquet" and output is None:
         raise ValueError("--format parquet: expected --output FILE, since Parquet is not for a terminal")
     connection = open_catalog(data_root)
+    _tell_missing(connection)
     try:
         answer = run_query(connection, statement)
         if format == "parquet":
@@ -33,6 +34,16 @@ def print_query(data_root: Path, statement: str, format: str, output: Path | Non
     {"table": _table, "json": _json, "csv": _csv}[format](names, rows, target)
     if output:
         target.close()
+
+
+def _tell_missing(connection: Any) -> None:
+    (num_missing,) = connection.execute("SELECT count(DISTINCT file) FROM missing_files").fetchone()
+    if num_missing:
+        print(
+            f"tempo: rows of {num_missing} committed but deleted files are left out (SELECT * FROM missing_files); "
+            "run their experiment again to make them anew",
+            file=sys.stderr,
+        )
 
 
 def _write_parquet(answer: Any, output: Path | None) -> None:
@@ -87,5 +98,5 @@ def print_tables() -> None:
         for column in table.columns:
             kind = str(column.type).replace("element: ", "").replace(" not null", "")
             print(f"    {column.name:<20} {kind:<12} {column.doc}")
-    print("\nViews: runs, run_events, stage_runs, links (from the commit log), token_credit (one row per token),")
-    print("branch_statistics (one row per step). DESCRIBE NAME shows their columns.")
+    print("\nViews: runs, run_events, stage_runs, links, missing_files (from the commit log), token_credit (one row")
+    print("per token), branch_statistics (one row per step). DESCRIBE NAME shows their columns.")

@@ -28,15 +28,18 @@ PACKAGES = ("torch", "transformers", "prefect", "pyarrow", "duckdb", "datasets",
 class Sources:
     """Where a run's first policy, prompts and benchmarks come from: found and identified."""
 
-    policy: PolicySource
+    policy: PolicySource | None
     prompts: DatasetSource
     verifier: str
     benchmarks: dict[str, DatasetSource]
 
 
 @functools.cache
-def find_sources(experiment: Experiment) -> Sources:
-    """Find all that the experiment names, once per process. Raises ValueError, with the key, before anything ran."""
+def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources:
+    """Find all that the experiment names, once per process. Raises ValueError, with the key, before anything ran.
+
+    With `has_policy` the policy is stored already, and where it first came from is not asked.
+    """
     if experiment.estimator not in ESTIMATORS:
         raise ConfigError(
             f"estimator: {experiment.estimator!r} needs a learned critic, which this version does not have; expected "
@@ -47,7 +50,7 @@ def find_sources(experiment: Experiment) -> Sources:
     for name in [verifier, *(get_dataset(b, "benchmarks").verifier for b in experiment.benchmarks)]:
         get_verifier(name)
     return Sources(
-        policy=policy_source(experiment),
+        policy=None if has_policy else policy_source(experiment),
         prompts=dataset_source(experiment, experiment.dataset, is_benchmark=False),
         verifier=verifier,
         benchmarks={name: dataset_source(experiment, name, is_benchmark=True) for name in experiment.benchmarks},
@@ -67,16 +70,18 @@ def check_writable(data_root: Path) -> None:
 
 @contextmanager
 def open_run(
-    experiment: Experiment, data_root: Path, listener: Listener, *, uses_prefect: bool, is_exclusive: bool = True
+    experiment: Experiment, data_root: Path, listener: Listener, *, uses_prefect: bool, attempt: str | None = None
 ) -> Iterator[Run]:
     """Hold the run and log how it ends: completed, failed, interrupted (or nothing more: killed).
+
+    `attempt` names a stored attempt that is only added to.
 
     Raises RunLocked when another process works on it, and OSError with a remedy when the data root is not writable.
     """
     check_writable(data_root)
     run = Run(
         name=experiment.run,
-        attempt=attempt_of(experiment),
+        attempt=attempt or attempt_of(experiment),
         store=Store(data_root),
         listener=listener,
         uses_prefect=uses_prefect,
@@ -84,7 +89,7 @@ def open_run(
         threads=experiment.threads,
     )
     lock = data_root / "locks" / f"{experiment.run}.lock"
-    if not is_exclusive:
+    if attempt:  # scores added to a stored attempt: they append, and need neither its lock nor an entry of their own
         yield run
         return
     with run_lock(lock, experiment.run):

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredPolicy:
-    """A policy to score: its artifact (None: a checkpoint that is not stored yet), its run's experiment, its step."""
+    """A policy to score, its run's experiment and its step. A checkpoint that is not stored yet has no artifacts."""
 
     experiment: Experiment
-    policy: Artifact | None
     step: int
+    attempt: str | None = None
+    policy: Artifact | None = None
+    first_policy: Artifact | None = None
+    """The artifact of the run's first policy: it holds the tokenizer."""
 
 
 def find_run(connection: "DuckDBPyConnection", name: str) -> str:
@@ -66,14 +69,24 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
     (experiment,) = connection.execute(
         "SELECT arg_max(experiment, line) FILTER (experiment IS NOT NULL) FROM run_events WHERE run = ?", [run]
     ).fetchone()
+    attempt, first = connection.execute(
+        "SELECT r.attempt, l.key FROM runs r JOIN links l ON l.run = r.run AND l.part = 'tokenizer' WHERE r.run = ?",
+        [run],
+    ).fetchone()
     store = Store(data_root)
-    return StoredPolicy(parse_experiment(json.loads(experiment)), Artifact(stage, key, store.path_of(stage, key)), step)
+    return StoredPolicy(
+        experiment=parse_experiment(json.loads(experiment)),
+        step=step,
+        attempt=attempt,
+        policy=Artifact(stage, key, store.path_of(stage, key)),
+        first_policy=Artifact("policy", first, store.path_of("policy", first)),
+    )
 
 
 def _checkpoint(policy: str) -> StoredPolicy:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(policy).name).lstrip(".") or "checkpoint"
     tree = {"run": f"evaluate-{name}", "policy": policy, "steps": 0, "sampler": {"max_tokens": 512}}
-    return StoredPolicy(parse_experiment(tree), None, 0)
+    return StoredPolicy(parse_experiment(tree), step=0)
 
 
 def evaluation_experiment(stored: StoredPolicy, benchmarks: Sequence[str], overrides: Sequence[str]) -> Experiment:

@@ -55,6 +55,7 @@ def train_experiment(experiment: Experiment, data_root: Path, *, uses_prefect: b
 
 def prepare(run: Run, experiment: Experiment, sources: Sources) -> tuple[Artifact, Artifact, Artifact]:
     """Step 0: the first policy (warm-started if the experiment says so), the prompts, and the tokenizer's artifact."""
+    assert sources.policy is not None
     start = first_policy(run.at(0), source=sources.policy)
     tokenizer = start.part("tokenizer")
     questions = prompts(

@@ -13,10 +13,11 @@ was renamed by a process killed before it logged the commit is complete, and is 
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,8 +136,8 @@ class Store:
         """Create the folders and sweep what killed writers left. Raises OSError when the root is not writable."""
         self.staging_root.mkdir(parents=True, exist_ok=True)
         for folder in self.staging_root.iterdir():
-            pid = int(folder.name.split("-")[1])
-            if not _is_alive(pid):
+            writer = re.fullmatch(r"[0-9a-z]+-(\d+)-[0-9a-f]+", folder.name)
+            if writer and not _is_alive(int(writer[1])):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def path_of(self, stage: str, key: str) -> Path:
@@ -162,7 +163,8 @@ class Store:
         """Move a damaged artifact out of the way, as evidence; its stage will run again."""
         quarantine = self.root / "quarantine"
         quarantine.mkdir(exist_ok=True)
-        os.rename(path, quarantine / f"{path.parent.name}-{path.name[:16]}-{uuid.uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):  # another process has set it aside
+            os.rename(path, quarantine / f"{path.parent.name}-{path.name[:16]}-{uuid.uuid4().hex[:8]}")
 
     @contextmanager
     def staging(self, key: str) -> Iterator[Staging]:
@@ -199,6 +201,7 @@ class Store:
             if not target.exists():
                 raise
         _flush(target.parent)
+        _flush(self.artifacts)
         return Artifact(stage, key, target)
 
 

@@ -1,10 +1,12 @@
 """The catalogue: an in-memory DuckDB whose views read the committed Parquet files, while runs go on writing.
 
-Files come from the commit log (queries/log.sql), so nothing that is half-written is ever seen. Each view has `run`,
-`step` and `purpose` in front: they belong to the place a file serves, not to the file, since runs share artifacts.
+Files come from the commit log (queries/log.sql), so nothing that is half-written is ever seen; a file that has since
+been deleted is listed in `missing_files`, and its rows are left out. Each view has `run`, `step` and `purpose` in
+front: they belong to the place a file serves, not to the file, since runs share artifacts.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +35,12 @@ def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
         )
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     connection.execute(_query("log").replace("$log", _literal(str(log))))
-    _create_table_views(connection, root)
+    _locate_files(connection, root.resolve())
+    _create_table_views(connection)
     for view in ("token_credit", "branch_statistics"):
         connection.execute(_query(view))
-    connection.execute(f"SET allowed_directories = [{_literal(str(root.resolve()))}]")
+    folders = {str(root.resolve()), str((root / "artifacts").resolve())}  # artifacts may be a link to another disk
+    connection.execute(f"SET allowed_directories = [{', '.join(_literal(folder) for folder in sorted(folders))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
@@ -50,12 +54,19 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _create_table_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+def _locate_files(connection: duckdb.DuckDBPyConnection, base: Path) -> None:
+    """Make the files of `links` absolute, and move those that are gone to `missing_files`: one would fail a view."""
+    connection.execute(f"UPDATE links SET file = {_literal(str(base) + '/')} || file")
+    files = [file for (file,) in connection.execute("SELECT DISTINCT file FROM links").fetchall()]
+    gone = ", ".join(_literal(file) for file in files if not Path(file).exists())
+    connection.execute(f"CREATE TABLE missing_files AS FROM links WHERE list_contains([{gone}]::VARCHAR[], file)")
+    connection.execute("DELETE FROM links WHERE file IN (SELECT file FROM missing_files)")
+
+
+def _create_table_views(connection: duckdb.DuckDBPyConnection) -> None:
     """One view per declared table, over its committed files; an empty one with its columns if there are none."""
     from storage.schema import TABLES
 
-    base = root.resolve()
-    connection.execute(f"UPDATE links SET file = {_literal(str(base) + '/')} || file")
     found: dict[str, list[str]] = {}
     for part, file in connection.execute("SELECT DISTINCT part, file FROM links ORDER BY file").fetchall():
         found.setdefault(part, []).append(file)
@@ -93,7 +104,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBP
     Raises NotReading for anything but one SELECT (WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE count as such) or
     EXPLAIN of one.
     """
-    inner = re.sub(r"^\s*EXPLAIN(\s+ANALYZE\b|\s*\([^)]*\))?", "", sql, flags=re.IGNORECASE)
+    inner = re.sub(r"^\s*EXPLAIN\b(\s+ANALYZE\b|\s*\(\s*(ANALYZE|FORMAT)\b[^)]*\))?", "", sql, flags=re.IGNORECASE)
     statements = connection.extract_statements(inner)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
@@ -101,5 +112,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBP
             f"expected one reading statement (SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN), got {kinds}; "
             "the tables are views over committed files and cannot be changed from SQL"
         )
+    with suppress(duckdb.TransactionException):  # none is open at the first statement
+        connection.execute("ROLLBACK")
     connection.execute("BEGIN TRANSACTION READ ONLY")
     return connection.execute(sql)

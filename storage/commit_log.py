@@ -14,7 +14,8 @@ from typing import Any
 
 def append_event(log: Path, event: dict[str, Any]) -> None:
     """Append one event and flush it to disk. Several processes may append at once."""
-    line = json.dumps(event, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(event, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    line = text.encode(errors="replace") + b"\n"  # a message can name a file whose name is not UTF-8
     descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.schema import TABLES, Table
@@ -29,7 +30,9 @@ def make_table(name: str, columns: Mapping[str, Any]) -> pa.Table:
     arrays = [_as_array(columns[c.name], c.type) for c in table.columns]
     rows = pa.Table.from_arrays(arrays, schema=table.arrow_schema)
     for column in table.columns:
-        if not column.nullable and rows.column(column.name).null_count:
+        values = rows.column(column.name)
+        is_list = pa.types.is_list(column.type)
+        if (values.null_count and not column.nullable) or (is_list and pc.list_flatten(values).null_count):
             raise ValueError(f"table {name}: column {column.name} has NULLs, which its declaration does not allow")
     rows = rows.sort_by([(key, "ascending") for key in table.key])
     _refuse_duplicate_keys(table, rows)

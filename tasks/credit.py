@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.artifact import Part
 from storage.parquet import flat_list, list_array
@@ -47,13 +48,13 @@ def _rewarded(rollouts: Part, verdicts: Part) -> tuple[pa.Table, int]:
     judged = verdicts.read(["rollout_id", "reward"])
     assert table.column("rollout_id").equals(judged.column("rollout_id"))  # both are in key order
     table = table.append_column("reward", judged.column("reward"))
-    kept = table.filter(pa.compute.is_valid(table.column("reward"))).combine_chunks()
+    kept = table.filter(pc.is_valid(table.column("reward"))).combine_chunks()
     return kept, table.num_rows - kept.num_rows
 
 
 def _groups(group_id: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     """Names of the groups in order, and offsets [P+1] of their completions (rows of a group are adjacent)."""
-    runs = pa.compute.run_end_encode(group_id.combine_chunks(), run_end_type=pa.int64())
+    runs = pc.run_end_encode(group_id.combine_chunks(), run_end_type=pa.int64())
     return runs.values.to_pylist(), np.concatenate([[0], runs.run_ends.to_numpy()]).astype(np.int64)
 
 

@@ -101,7 +101,11 @@ class DatasetSource:
                 f"{', '.join(rows.column_names)}: the copy has another schema than revision {dataset.revision[:12]}"
             )
         for index, row in enumerate(rows):
-            yield dataset.example(index, row)
+            try:
+                example = dataset.example(index, row)
+            except ValueError as error:
+                raise ValueError(f"dataset {dataset.name}, split {self.split}, row {index}: {error}") from None
+            yield example
 
 
 def _arithmetic_examples(split: str, config: ArithmeticConfig, tutor_seed: int | None) -> Iterator[Example]:

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.artifact import Part
 from tasks.core.statistics import clustered_mean, pass_at_all
@@ -25,7 +25,7 @@ def evaluation(context: Context, *, benchmark: str, prompts: Part, rollouts: Par
         best = pass_at_all(rewards_R, prompt_index_R[has_reward])
     first = {name: sampled.column(name)[0].as_py() for name in ("policy", "decoding", "temperature")}
     num_prompts = int(prompt_index_R.max()) + 1
-    truncated = pa.compute.equal(sampled.column("finish_reason"), "length").to_numpy()
+    truncated = pc.equal(sampled.column("finish_reason"), "length").to_numpy()
     context.staging.add_table(
         "scores",
         {

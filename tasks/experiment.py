@@ -19,6 +19,9 @@ EXPERIMENTS = Path(__file__).resolve().parent.parent / "deployments" / "experime
 EXTENDING = ("steps", "evaluate_every", "benchmarks", "evaluation")
 """Keys that only lengthen or score a run: changing them continues the same attempt (see attempt_of)."""
 
+TEXT_KEYS = tuple(name for name, hint in get_type_hints(Experiment).items() if hint in (str, str | None))
+"""Keys whose `--set` value is text even where it reads as a number or a date: --set run=2026-01-31."""
+
 
 class ConfigError(ValueError):
     """The experiment cannot be used; the message lists every problem."""
@@ -93,12 +96,14 @@ def _find(name: str) -> Path:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override!r}: expected key=value, for example --set train.learning_rate=1e-4")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word or a path: text without quotes
+    if key in TEXT_KEYS and not isinstance(value, str):
+        value = text
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -112,7 +117,7 @@ def _parse_dataclass(cls: type, tree: Mapping[str, Any], path: str, problems: li
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in tree:
         if key not in fields:
-            problems.append(f"{path}{key}: unknown key{_nearest(path + key)}")
+            problems.append(f"{path}{key}: unknown key{_nearest(path + key, isinstance(tree[key], Mapping))}")
     values = {}
     for name, field in fields.items():
         if name in tree:
@@ -138,7 +143,8 @@ def _parse(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         value = float(value)
     if _fits(kind, value) and all(bounds.allow(value) for bounds in getattr(hint, "__metadata__", ())):
         return tuple(value) if get_origin(kind) is tuple else value
-    near = difflib.get_close_matches(value, get_args(kind), n=1) if isinstance(value, str) else []
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint_text = f"; did you mean {near[0]!r}?" if near else ""
     problems.append(f"{path}: expected {_describe(hint)}, got {value!r}{hint_text}")
     return None
@@ -166,13 +172,14 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
     if origin is tuple:
-        return "a list of text"
+        return 'a list of text, for example ["a", "b"]'
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, "a section")
 
 
-def _nearest(key: str) -> str:
-    """The valid key most like `key`, wherever in the tree it lives."""
-    near = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.5)
+def _nearest(key: str, is_section: bool) -> str:
+    """The valid key most like `key`, wherever in the tree it lives; the section most like it, for a section."""
+    sections = {known.split(".")[0] for known in all_keys() if "." in known}
+    near = difflib.get_close_matches(key, sorted(sections) if is_section else all_keys(), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

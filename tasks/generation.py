@@ -1,6 +1,7 @@
 """Stage `generation`: the policy completes the step's prompts; one row of rollouts per completion."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from tasks.core.epoch import prompts_of_step
 from tasks.core.seeds import derive_seed
 from tasks.policy import POLICY_ID_DIGITS
 from tasks.stage import Context, Summary, stage
+
+if TYPE_CHECKING:
+    from tasks.engines.sampler import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +54,9 @@ def generation(
     values, offsets = flat_list(table.column("prompt_token_ids"))
     chosen = selection.rows(table.num_rows)
     held = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
-    engine.choose_threads(context.threads, held.num_parameters)
+    engine.configure_cpu(context.threads, held.num_parameters)
     temperature = sampler.temperature if decoding == "sampled" else 0.0
-    num_rollouts = len(chosen) * num_samples
-    seeds = (np.random.SeedSequence(derive_seed(seed, decoding)).generate_state(num_rollouts, np.uint64) >> 1).astype(
-        np.int64
-    )
+    seeds = completion_seeds(derive_seed(seed, decoding), len(chosen) * num_samples)
     machine = TransformersSampler(held, batch_tokens=sampler.batch_tokens)
     samples = machine.sample(
         [values[offsets[i] : offsets[i + 1]] for i in chosen],
@@ -64,32 +65,41 @@ def generation(
         params=SamplingParams(temperature=temperature, top_p=sampler.top_p, max_tokens=sampler.max_tokens),
         progress=context.progress,
     )
-    rows = np.split(samples.token_ids_N, samples.offsets[1:-1])
-    groups = [f"{context.key[:12]}-{g:05d}" for g in range(len(chosen))]
-    ids = table.column("prompt_id").to_pylist()
-    context.staging.add_table(
-        "rollouts",
-        {
-            "rollout_id": [f"{group}-{i:03d}" for group in groups for i in range(num_samples)],
-            "group_id": [group for group in groups for _ in range(num_samples)],
-            "prompt_id": [ids[p] for p in chosen for _ in range(num_samples)],
-            "token_ids": list_array(samples.token_ids_N, samples.offsets, TOKENS),
-            "sampler_logprobs": list_array(samples.sampler_logprobs_N, samples.offsets, FLOATS),
-            "text": held.tokenizer.batch_decode(rows, skip_special_tokens=True),
-            "finish_reason": np.where(samples.is_truncated_R, "length", "stop").tolist(),
-            "policy": [policy.digest[:POLICY_ID_DIGITS]] * num_rollouts,
-            "sampler": [machine.name] * num_rollouts,
-            "seed": seeds,
-            "decoding": [decoding] * num_rollouts,
-            "temperature": [temperature] * num_rollouts,
-            "top_p": [sampler.top_p] * num_rollouts,
-            "max_tokens": [sampler.max_tokens] * num_rollouts,
-        },
-    )
+    same_for_all = {
+        "policy": policy.digest[:POLICY_ID_DIGITS],
+        "sampler": machine.name,
+        "decoding": decoding,
+        "temperature": temperature,
+        "top_p": sampler.top_p,
+        "max_tokens": sampler.max_tokens,
+    }
+    texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
+    prompt_ids = [table.column("prompt_id")[int(p)].as_py() for p in chosen]
+    columns = _identifiers(context.key, prompt_ids, num_samples) | {"text": texts, "seed": seeds}
+    columns |= {name: [value] * len(texts) for name, value in same_for_all.items()}
+    context.staging.add_table("rollouts", columns | _sampled_columns(samples))
     return {
-        "completions": num_rollouts,
+        "completions": len(texts),
         "tokens": len(samples.token_ids_N),
         "truncated": round(float(samples.is_truncated_R.mean()), 4),
+    }
+
+
+def _identifiers(key: str, prompt_ids: list[str], num_samples: int) -> dict[str, Any]:
+    """Group and rollout ids are the stage's key and counters: unique among all generations, the same when rerun."""
+    groups = [f"{key[:12]}-{g:05d}" for g in range(len(prompt_ids))]
+    return {
+        "rollout_id": [f"{group}-{i:03d}" for group in groups for i in range(num_samples)],
+        "group_id": [group for group in groups for _ in range(num_samples)],
+        "prompt_id": [prompt_id for prompt_id in prompt_ids for _ in range(num_samples)],
+    }
+
+
+def _sampled_columns(samples: "Samples") -> dict[str, Any]:
+    return {
+        "token_ids": list_array(samples.token_ids_N, samples.offsets, TOKENS),
+        "sampler_logprobs": list_array(samples.sampler_logprobs_N, samples.offsets, FLOATS),
+        "finish_reason": np.where(samples.is_truncated_R, "length", "stop").tolist(),
     }
 
 

@@ -40,7 +40,7 @@ def first_policy(context: Context, *, source: PolicySource) -> Summary:
         assert source.seed is not None
         policy = engine.make_tiny_policy(CHARACTERS, source.seed)
     else:
-        policy = engine.load_policy(Path(source.folder), "", engine.choose_device(context.device))
+        policy = engine.load_policy(Path(source.folder), source.digest, engine.choose_device(context.device))
     add_policy(context, policy, parent=None, origin="policy")
     engine.forget_policy()
     tokenizer = context.staging.path / "tokenizer"

@@ -32,7 +32,7 @@ def prompts(
     if not kept:
         raise BadPrompts(
             f"dataset {source.dataset}, split {source.split}: expected at least one prompt, got none of "
-            f"{len(examples)} rows ({len(token_ids)} longer than prompts.max_tokens = {config.max_tokens} were dropped)"
+            f"{len(examples)} rows (all are empty or longer than prompts.max_tokens = {config.max_tokens})"
             if examples
             else f"dataset {source.dataset}: the split {source.split} has no rows: there is nothing to train on"
         )

@@ -137,7 +137,8 @@ class _Call:
             self._log(at, "failed", time.perf_counter() - started, None, error)
             raise
         seconds = time.perf_counter() - started
-        self._log(at, outcome, seconds, artifact, None)
+        with _disk_full_explained(run.store.root):
+            self._log(at, outcome, seconds, artifact, None)
         run.listener.stage_finished(self.place, self.stage, outcome, seconds, artifact.summary)
         return artifact, outcome
 
@@ -201,9 +202,9 @@ def _disk_full_explained(root: Path) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "errno", None) == 28 or "No space left on device" in str(error):
             raise DiskFull(
-                f"no space left on the disk of {root.resolve()}: the stage could not be written and nothing of it was "
-                "kept; every committed stage is intact. Free some space (or name another --data-root) and run the same "
-                "command again: it goes on from the last committed stage"
+                f"no space left on the disk of {root.resolve()}: the stage could not be stored; every stage stored "
+                "before it is intact. Free some space (or name another --data-root) and run the same command again: it "
+                "goes on from the last stored stage"
             ) from error
         raise
 

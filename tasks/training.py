@@ -1,9 +1,10 @@
 """Stage `training`: the step's optimiser updates on its rollouts and advantages; writes the next policy."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.artifact import Part
 from storage.parquet import flat_list
@@ -12,6 +13,9 @@ from tasks.config import TrainConfig
 from tasks.core.advantage import dense_advantages
 from tasks.policy import add_policy
 from tasks.stage import Context, Summary, stage
+
+if TYPE_CHECKING:
+    from tasks.engines.trainer import Objective
 
 
 @stage("training", version=1)
@@ -36,48 +40,34 @@ def training(
 
     trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.forget_policy()
-    engine.choose_threads(context.threads, trained.num_parameters)
+    engine.configure_cpu(context.threads, trained.num_parameters)
     batch = _batch(prompts, rollouts, advantages)
+    betas = (config.beta1, config.beta2)
     adam, names = trainer.make_optimizer(
-        trained,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(config.beta1, config.beta2),
+        trained, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
     )
     torch.manual_seed(seed)
     if optimizer is not None:
         engine.load_optimizer(adam, names, optimizer.path)
-    objective = trainer.Objective(
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        normalization=config.normalization,
-        max_tokens=max_tokens,
-        temperature=temperature,
-    )
+    objective = _objective(config, temperature, max_tokens)
     trained.model.train()
     rows = []
-    for groups in np.array_split(
-        np.random.default_rng(seed).permutation(batch.group_index_R.max() + 1), config.updates_per_step
-    ):
-        part = batch.take(np.flatnonzero(np.isin(batch.group_index_R, groups)))
-        rows.append(
-            trainer.policy_update(
-                trained,
-                adam,
-                part,
-                objective,
-                micro_batch_tokens=config.micro_batch_tokens,
-                max_grad_norm=config.max_grad_norm,
-            )
-        )
-        context.progress(len(rows), config.updates_per_step)
+    mini_batches = _mini_batches(batch.group_index_R, config.updates_per_step, seed)
+    limits = {"micro_batch_tokens": config.micro_batch_tokens, "max_grad_norm": config.max_grad_norm}
+    for indices in mini_batches:
+        rows.append(trainer.policy_update(trained, adam, batch.take(indices), objective, **limits))
+        context.progress(len(rows), len(mini_batches))
     trained.model.eval()
     trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
     engine.save_optimizer(adam, names, context.staging.path / "optimizer")
     context.staging.add_folder("optimizer", context.staging.path / "optimizer")
     context.staging.add_table("updates", update_columns(rows, "training"))
     engine.keep_policy(trained)
+    return _summary(rows)
+
+
+def _summary(rows: list[dict[str, Any]]) -> Summary:
+    """Figures of the last update, and the tokens of all."""
     return {
         "loss": round(rows[-1]["loss"], 6),
         "grad_norm": round(rows[-1]["grad_norm"], 4),
@@ -86,15 +76,42 @@ def training(
     }
 
 
+def _objective(config: TrainConfig, temperature: float, max_tokens: int) -> "Objective":
+    from tasks.engines.trainer import Objective
+
+    return Objective(
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        normalization=config.normalization,
+        max_tokens=max_tokens,
+        temperature=temperature,
+    )
+
+
+def _mini_batches(group_index_R: np.ndarray, updates_per_step: int, seed: int) -> list[np.ndarray]:
+    """Rows of each update: whole groups in a seeded order; groups without any reward may leave fewer than planned."""
+    order = np.random.default_rng(seed).permutation(group_index_R.max() + 1)
+    parts = np.array_split(order, min(updates_per_step, order.size))
+    return [np.flatnonzero(np.isin(group_index_R, groups)) for groups in parts]
+
+
 def _batch(prompts: Part, rollouts: Part, advantages: Part) -> Any:
     """The step's credited completions with their prompts, sampler log-probabilities and dense advantages."""
     from tasks.engines.trainer import Batch
 
     credited = advantages.read()
     sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs"])
-    if sampled.num_rows != credited.num_rows:  # completions without a reward were left out of the advantages
-        sampled = sampled.filter(pa.compute.is_in(sampled.column("rollout_id"), credited.column("rollout_id")))
+    num_sampled = sampled.num_rows
+    if num_sampled != credited.num_rows:  # completions without a reward were left out of the advantages
+        sampled = sampled.filter(pc.is_in(sampled.column("rollout_id"), credited.column("rollout_id")))
     assert sampled.column("rollout_id").equals(credited.column("rollout_id"))  # both are in key order
+    if not credited.num_rows:
+        raise ValueError(
+            f"expected at least one completion with a reward, got none of the step's {num_sampled}: the verifier "
+            "failed on every one of them (verdicts.status says how), so there is nothing to train on. Mend the "
+            "verifier, raise its version, and run the same command again"
+        )
     token_ids_N, offsets = flat_list(sampled.column("token_ids"))
     logprobs_N, _ = flat_list(sampled.column("sampler_logprobs"))
     asked = prompts.read(["prompt_id", "prompt_token_ids"])

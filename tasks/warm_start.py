@@ -31,11 +31,11 @@ def warm_start(
 
     trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.forget_policy()
-    engine.choose_threads(context.threads, trained.num_parameters)
+    engine.configure_cpu(context.threads, trained.num_parameters)
     prompt_ids, prompt_tokens = _pairs(prompts, demonstrations)
     completions = _rows(demonstrations, "token_ids")
     optimizer, _ = trainer.make_optimizer(
-        trained, learning_rate=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.999)
+        trained, learning_rate=config.learning_rate, weight_decay=WEIGHT_DECAY, betas=(BETA1, config.beta2)
     )
     trained.model.train()
     rows = []

@@ -22,28 +22,36 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
 
     datasets.disable_progress_bars()
     if hub_root is not None:
-        folder = Path(hub_root) / hub_id
-        if not folder.is_dir():
-            raise NotFound(
-                f"hub_root: expected the dataset {hub_id} in the folder {folder}, which does not exist; give the "
-                "folder that holds the Hub's layout (OWNER/NAME/...), or leave hub_root out to load from the Hub"
-            )
-        source: dict[str, Any] = {"path": str(folder)}
+        where = str(_mirror(hub_id, hub_root))
+        source: dict[str, Any] = {"path": where}
+        remedy = "Mirror that configuration and split too, or leave hub_root out to load from the Hub"
     else:
+        where = f"the Hub ({hub_id} at {revision[:12]})"
         source = {"path": hub_id, "revision": revision}
+        remedy = "Offline, mirror the dataset's folder and name its root with --set hub_root=FOLDER"
     try:
         return datasets.load_dataset(**source, name=config, split=split)
-    except (ValueError, OSError, ConnectionError) as error:
-        where = source["path"] if hub_root else f"the Hub ({hub_id} at {revision[:12]})"
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error.__cause__ or error).rstrip(".")  # DatasetGenerationError says only that there was an error
+        raise NotFound(f"could not load the split {split!r} of {hub_id} from {where}: {reason}. {remedy}") from None
+
+
+def _mirror(hub_id: str, hub_root: str) -> Path:
+    folder = Path(hub_root) / hub_id
+    if not folder.is_dir():
         raise NotFound(
-            f"could not load the split {split!r} of {hub_id} from {where}: {error}. Offline, mirror the dataset's "
-            "folder and name its root with --set hub_root=FOLDER"
-        ) from None
+            f"hub_root: expected the dataset {hub_id} in the folder {folder}, which does not exist; give the "
+            "folder that holds the Hub's layout (OWNER/NAME/...), or leave hub_root out to load from the Hub"
+        )
+    return folder
 
 
 def mirror_revision(hub_id: str, config: str | None, hub_root: str) -> str:
-    """`local:` and 16 digits of the digest of a mirrored dataset's data files: a mirror may hold only some rows."""
-    folder = Path(hub_root) / hub_id
+    """`local:` and 16 digits of the digest of a mirrored dataset's data files: a mirror may hold only some rows.
+
+    Raises NotFound when the folder does not exist.
+    """
+    folder = _mirror(hub_id, hub_root)
     inside = folder / config if config and (folder / config).is_dir() else folder
     sha = hashlib.sha256()
     for file in sorted(inside.rglob("*")):
@@ -91,6 +99,6 @@ def _download(policy: str) -> Path:
     except Exception as error:
         raise NotFound(
             f"policy: no folder {policy!r} here, and the Hub did not give {hub_id} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Offline, download the checkpoint elsewhere and name its folder: "
+            f"{str(error).partition(chr(10))[0]}). Offline, download the checkpoint elsewhere and name its folder: "
             "--set policy=FOLDER"
         ) from None

@@ -143,17 +143,37 @@ def policy_update(
 ) -> dict[str, Any]:
     """One update on the clipped surrogate over a mini-batch; returns the row of the updates table."""
     started = time.perf_counter()
-    lengths_R = torch.tensor([len(completion) for completion in batch.completions])
+    lengths_R = torch.tensor([len(completion) for completion in batch.completions], dtype=torch.int64)
+    if not lengths_R.sum():
+        raise ValueError(
+            f"expected at least one token to train on, got none in the mini-batch's {len(batch.completions)} "
+            "completions: leave out the groups whose completions are all empty"
+        )
     weights_N = token_weights(
         lengths_R, torch.from_numpy(batch.group_index_R), objective.normalization, max_tokens=objective.max_tokens
     )
-    begin_R = (torch.cumsum(lengths_R, 0) - lengths_R).tolist()
+    optimizer.zero_grad(set_to_none=True)
+    loss, row = _policy_gradient(policy, batch, weights_N, objective, micro_batch_tokens)
+    return row | {
+        "loss": loss,
+        "grad_norm": _step(policy, optimizer, loss, max_grad_norm),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "num_completions": len(batch.completions),
+        "num_tokens": int(lengths_R.sum()),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _policy_gradient(
+    policy: Policy, batch: Batch, weights_N: Tensor, objective: Objective, micro_batch_tokens: int
+) -> tuple[float, dict[str, float]]:
+    """Add the loss's gradient to the parameters, micro-batch by micro-batch; returns the loss and its description."""
+    ends = np.cumsum([len(completion) for completion in batch.completions])
     device, loss = policy.device, 0.0
     figures: dict[str, list[Tensor]] = {name: [] for name in ("ratio", "entropy", "low", "high", "dual")}
-    optimizer.zero_grad(set_to_none=True)
     for rows in micro_batches(batch.prompts, batch.completions, micro_batch_tokens):
         part = batch.take(rows)
-        weights = torch.cat([weights_N[begin_R[i] : begin_R[i] + len(batch.completions[i])] for i in rows])
+        weights = torch.cat([weights_N[ends[i] - len(batch.completions[i]) : ends[i]] for i in rows])
         logprobs_N, entropy_N = completion_logprobs(policy, part.prompts, part.completions, objective.temperature)
         result = policy_loss(
             logprobs_N,
@@ -175,15 +195,7 @@ def policy_update(
         )
         for name, value in zip(figures, values, strict=True):
             figures[name].append(value)
-    row = _describe({name: torch.cat(values).double().cpu() for name, values in figures.items()})
-    return row | {
-        "loss": loss,
-        "grad_norm": _step(policy, optimizer, loss, max_grad_norm),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "num_completions": len(batch.completions),
-        "num_tokens": int(lengths_R.sum()),
-        "seconds": time.perf_counter() - started,
-    }
+    return loss, _describe({name: torch.cat(values).double().cpu() for name, values in figures.items()})
 
 
 def _step(policy: Policy, optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float) -> float:

@@ -94,7 +94,7 @@ class TransformersSampler:
         tokens_RT = torch.full((num_rows, params.max_tokens), -1, dtype=torch.int64, device=device)
         logprobs_RT = torch.zeros((num_rows, params.max_tokens), dtype=torch.float32, device=device)
         uniforms_RT = uniforms_RT.to(device)
-        eos = torch.tensor(self.policy.eos_token_ids, device=device)
+        eos = torch.tensor(self.policy.eos_token_ids, dtype=torch.int64, device=device)
         rows = torch.arange(num_rows, device=device)
         is_running = torch.ones(num_rows, dtype=torch.bool, device=device)
         for t in range(params.max_tokens):

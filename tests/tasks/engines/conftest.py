@@ -1,0 +1,85 @@
+"""Tiny random policies of three architectures, small enough to sample from and train in milliseconds."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tasks.core.arithmetic import CHARACTERS
+from tasks.engines.policy import Policy, character_tokenizer, forget_policy
+from tasks.engines.trainer import Batch
+
+ARCHITECTURES = ("qwen3", "llama", "qwen2")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_no_policy_in_memory() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    forget_policy()
+    yield
+    forget_policy()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_policy() -> Callable[..., Policy]:
+    """A policy with random weights of scale 0.3: its distributions are far from uniform, unlike a new model's."""
+
+    def make(architecture: str = "qwen3", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Policy:
+        tokenizer = character_tokenizer(CHARACTERS)
+        config = AutoConfig.for_model(
+            architecture,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=128,
+            initializer_range=0.3,
+            tie_word_embeddings=architecture != "llama",
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        return Policy(model=model, tokenizer=tokenizer, digest="")
+
+    return make
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def policy(request: pytest.FixtureRequest, make_policy: Callable[..., Policy]) -> Policy:
+    return make_policy(request.param)
+
+
+@pytest.fixture
+def prompts() -> list[NDArray[np.int32]]:
+    """Five prompts of very different lengths."""
+    rng = np.random.default_rng(7)
+    return [rng.integers(3, 19, size=length).astype(np.int32) for length in (3, 40, 1, 17, 9)]
+
+
+@pytest.fixture
+def random_batch() -> Callable[..., Batch]:
+    def make(seed: int = 0) -> Batch:
+        """12 completions of 3 groups, 1 to 20 tokens long, after prompts of 1 to 30 tokens; made-up signals."""
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(1, 21, size=12)
+        group_prompts = [rng.integers(3, 19, size=length).astype(np.int32) for length in (1, 30, 8)]
+        return Batch(
+            prompts=[group_prompts[i // 4] for i in range(12)],
+            completions=[rng.integers(1, 19, size=length).astype(np.int32) for length in lengths],
+            group_index_R=np.arange(12) // 4,
+            sampler_logprobs=[rng.uniform(-4, -1, size=length).astype(np.float32) for length in lengths],
+            advantages=[rng.normal(size=length).astype(np.float32) for length in lengths],
+        )
+
+    return make
