@@ -136,15 +136,9 @@ class TrainConfig:
     """For negative advantages the loss of a token is at most this times |advantage| (arXiv 1912.09729)."""
     normalization: Normalization = "token_mean"
     """Denominator of the loss, counted over the whole mini-batch."""
-    kl_coefficient: NonNegative = 0.0
-    """Weight of the KL penalty against the sampling policy; off in the paper."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL (J. Schulman, Approximating KL Divergence)."""
-    entropy_coefficient: NonNegative = 0.0
-    """Weight of the entropy bonus; off in the paper."""
     layout: Literal["auto", "padded"] = field(default="auto", metadata=NOT_IDENTITY)
     """How completions are laid out in memory; auto takes padded, the only layout of this version."""
-    micro_batch_tokens: Positive = field(default=16384, metadata=NOT_IDENTITY)
+    micro_batch_tokens: Positive = field(default=4096, metadata=NOT_IDENTITY)
     """Most tokens (padding included) in one forward pass: bounds memory, does not change the gradient."""
     num_processes: Annotated[int, Bounds(at_least=1, at_most=1)] = field(default=1, metadata=NOT_IDENTITY)
     """Training processes; this version trains in one."""

@@ -9,7 +9,7 @@ from tasks.policy import add_policy
 from tasks.stage import Context, Summary, stage
 from tasks.training import update_columns
 
-MICRO_BATCH_TOKENS = 16384
+MICRO_BATCH_TOKENS = 4096
 WEIGHT_DECAY, BETA1 = 0.01, 0.9
 """AdamW's defaults in torch."""
 

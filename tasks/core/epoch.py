@@ -11,7 +11,8 @@ def prompts_of_step(num_prompts: int, prompts_per_step: int, step: int, seed: in
 
     Each epoch is a permutation drawn from (seed, epoch); steps take consecutive slices of the endless row of epochs.
     Every prompt is taken exactly once per epoch, also by a step that spans the end of one; a step never holds a prompt
-    twice: when the next epoch starts inside it, prompts it already holds are put back to that epoch's end.
+    twice: when the next epoch starts inside it, the prompts it already holds are moved back, to right after those it
+    still needs.
     With fewer prompts than prompts_per_step a step takes all of them.
 
     The result depends on nothing but the arguments: step 40 can be drawn without drawing steps 1 to 39.

@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tasks.core.objective import policy_loss, token_weights
 from tasks.engines.policy import Policy
+
+MAX_LOGITS = 2**25
+"""Logits held at once by the output head: 128 MB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,30 @@ def completion_logprobs(
     ids = torch.from_numpy(ids_BL).to(policy.device)
     row, column = torch.from_numpy(row_N).to(policy.device), torch.from_numpy(column_N).to(policy.device)
     hidden_BLH = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    logits_NV = policy.model.get_output_embeddings()(hidden_BLH[row, column - 1]).float() / temperature
-    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-    with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
-    return logprobs_NV.gather(1, ids[row, column][:, None])[:, 0], entropy_N
+    return _head_logprobs(policy, hidden_BLH[row, column - 1], ids[row, column], temperature)
+
+
+def _head_logprobs(policy: Policy, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log p and entropy [N] at each hidden state; large ones in chunks whose logits are made again for the gradient.
+
+    Memory then grows with the chunk times V, not with N times V, for one more product with the output head.
+    """
+    head = policy.model.get_output_embeddings()
+
+    def logprobs(hidden_nH: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs_nV = torch.log_softmax(head(hidden_nH).float() / temperature, dim=-1)
+        with torch.no_grad():
+            entropy_n = -(logprobs_nV.exp() * logprobs_nV).sum(dim=-1)
+        return logprobs_nV.gather(1, targets_n[:, None])[:, 0], entropy_n
+
+    chunk = max(MAX_LOGITS // head.weight.shape[0], 1)
+    if targets_N.numel() <= chunk:
+        return logprobs(hidden_NH, targets_N)
+    parts = [
+        checkpoint(logprobs, hidden_nH, targets_n, use_reentrant=False)
+        for hidden_nH, targets_n in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def micro_batches(
