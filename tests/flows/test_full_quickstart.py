@@ -1,0 +1,44 @@
+"""The whole quickstart, as `make demo` runs it: what it promises to a newcomer. Minutes: `pytest -m slow`."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPO = Path(sys.executable).with_name("tempo")
+
+
+def train(data: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    started = time.monotonic()
+    command = [str(TEMPO), "train", "quickstart", "--data-root", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done, time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_storage(tmp_path):
+    data = tmp_path / "data"
+    first, _ = train(data)
+    statement = "SELECT step, decoding, mean FROM scores WHERE step IN (0, 40)"
+    answer = subprocess.run(
+        [str(TEMPO), "sql", statement, "--format", "json", "--data-root", str(data)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    scores = {(row["step"], row["decoding"]): row["mean"] for row in map(json.loads, answer.stdout.splitlines())}
+    assert scores[0, "greedy"] < 0.5
+    assert 0.2 < scores[0, "sampled"] < 0.45
+    assert scores[40, "greedy"] > 0.95
+    assert scores[40, "sampled"] >= 0.75
+    (peak,) = re.findall(r"peak memory ([\d,]+) MB", first.stdout)
+    assert int(peak.replace(",", "")) < 2000
+    second, seconds = train(data)
+    assert re.search(r"all +│ +0 │", second.stdout)
+    assert seconds < 20
+    table = re.compile(r"Scores of.*?└", re.DOTALL)
+    assert table.findall(second.stdout) == table.findall(first.stdout)
