@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -19,20 +20,21 @@ from tasks.experiment import experiment_names, load_experiment
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:^    .*\n|^\n(?=    ))+", README, re.MULTILINE)
-QUESTION = re.compile(r'^    \$ tempo sql "(.*?)"\n((?:    .*\n)+)', re.MULTILINE | re.DOTALL)
+QUESTION = re.compile(r'^    \$ tempo sql "([^"]*)"\n((?:    [^\n]*\n)+)', re.MULTILINE)
 QUESTIONS = QUESTION.findall(README)
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection:
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
     """A quickstart, reduced so that it takes seconds; the README's figures come from the whole one."""
     data = tmp_path_factory.mktemp("readme") / "data"
     reduced = [
         "steps=2", "prompts_per_step=8", "group_size=8", "warm_start.updates=30", "arithmetic.num_train=256",
-        "arithmetic.num_test=16", "arithmetic.min_terms=2", "arithmetic.max_terms=2",
+        "arithmetic.num_test=8", "arithmetic.min_terms=2", "arithmetic.max_terms=3",
     ]  # fmt: skip
     train_experiment(load_experiment("quickstart", reduced), data, uses_prefect=False)
-    return open_catalog(data)
+    with open_catalog(data) as connection:
+        yield connection
 
 
 def test_the_readme_asks_at_least_five_questions_in_sql():

@@ -18,6 +18,7 @@ REDUCED = [
     "steps=3",
     "prompts_per_step=6",
     "group_size=4",
+    "train.updates_per_step=2",
     "evaluate_every=2",
     "arithmetic.num_train=48",
     "arithmetic.num_test=8",
