@@ -47,6 +47,7 @@ class RunListener(Listener):
         self.step_seconds: list[float] = []
         self.accuracy = "-"
         self.score = "-"
+        self.rate = ""
 
     def stage_finished(self, place: Place, stage: str, outcome: str, seconds: float, summary: Summary) -> None:
         tally = self.tallies[stage]
@@ -84,8 +85,8 @@ class RunListener(Listener):
         credit, train = figures.summaries["credit"], figures.summaries["training"]
         if not figures.is_cached:
             self.step_seconds.append(figures.seconds)
-        rate = f"{figures.tokens / figures.seconds:,.0f} tokens/s" if figures.seconds else ""
-        cost = "Cached" if figures.is_cached else f"{figures.seconds:.1f} s  {rate}  {self.left()}"
+        self.rate = f"{figures.tokens / figures.seconds:,.0f} tokens/s" if figures.seconds else ""
+        cost = "Cached" if figures.is_cached else f"{figures.seconds:.1f} s  {self.rate}  {self.left()}"
         self.say(
             f"step {figures.step:>3}/{self.experiment.steps}  accuracy {self.accuracy}  "
             f"branch tokens {credit['branch_tokens']:.2f}  "
@@ -121,15 +122,14 @@ class LiveListener(RunListener):
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.description}", markup=False),
-            TextColumn(
-                "accuracy {task.fields[accuracy]}  score {task.fields[score]}  {task.fields[left]}", markup=False
-            ),
+            TextColumn("accuracy {task.fields[accuracy]}  score {task.fields[score]}", markup=False),
+            TextColumn("{task.fields[rate]}  {task.fields[left]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
         )
         self.bar = self.progress.add_task(
-            "starting", total=max(experiment.steps, 1), run=experiment.run, accuracy="-", score="-", left=""
+            "starting", total=max(experiment.steps, 1), run=experiment.run, accuracy="-", score="-", rate="", left=""
         )
         self._shown = 0.0
 
@@ -148,7 +148,12 @@ class LiveListener(RunListener):
     def _update(self, description: str) -> None:
         self._shown = time.monotonic()
         self.progress.update(
-            self.bar, description=description, accuracy=self.accuracy, score=self.score, left=self.left()
+            self.bar,
+            description=description,
+            accuracy=self.accuracy,
+            score=self.score,
+            rate=self.rate,
+            left=self.left(),
         )
 
     def say(self, line: str) -> None:

@@ -40,7 +40,10 @@ def prefect_server(data_root: Path) -> Iterator[str]:
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     configured = configured_url()
     if configured:
-        yield configured
+        try:
+            yield configured
+        finally:
+            _flush()
         return
     home = (data_root / "prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.artifact import Artifact, Store
+from storage.catalog import open_catalog
 from tasks.config import Experiment
 from tasks.experiment import apply_overrides, parse_experiment
 
@@ -47,9 +48,6 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
     is_id = re.fullmatch(r"[0-9a-f]{6,64}", policy)
     if not (with_step or is_id):
         return _checkpoint(policy)
-    from storage.catalog import open_catalog  # not above: Prefect's threads keep flow modules alive at exit, and
-    # duckdb's bindings would then report every object they hold as leaked
-
     connection = open_catalog(data_root)
     if with_step:
         where, values = "l.run = ? AND l.step = ?", [find_run(connection, with_step["run"]), int(with_step["step"])]

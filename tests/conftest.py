@@ -1,0 +1,23 @@
+"""The end of a test session: as for the command (flows/cli.py, run), without tearing the interpreter down."""
+
+import atexit
+import os
+import sys
+
+import pytest
+
+_status: list[int] = []
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    _status[:] = [int(exitstatus)]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """duckdb's bindings report objects that prefect's threads or pytest keep alive as leaks, after the closing line."""
+    if _status:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_status[0])
