@@ -4,6 +4,7 @@ import argparse
 import atexit
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ def run() -> NoReturn:
     Prefect's event-loop threads outlive every flow, and at a regular exit duckdb's bindings report all that such
     threads keep alive as leaked: sixty lines after a run that went well. Exit handlers run, and streams are flushed.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is a Ctrl-C: the run is logged as stopped
     try:
         code = main()
     except SystemExit as end:  # argparse, after --help or a usage error

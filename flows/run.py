@@ -96,11 +96,11 @@ def open_run(
         _log(run, "started", experiment=canonical(experiment) | _places(experiment), code=code_version())
         try:
             yield run
-        except KeyboardInterrupt:
-            _log(run, "interrupted")
-            raise
-        except BaseException as error:
+        except Exception as error:
             _log(run, "failed", error=f"{type(error).__name__}: {error}")
+            raise
+        except BaseException:  # KeyboardInterrupt, or Prefect's own signal when it is told to terminate
+            _log(run, "interrupted")
             raise
         _log(run, "completed")
 

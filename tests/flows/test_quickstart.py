@@ -173,7 +173,8 @@ def test_killed_with_9_and_run_again_it_ends_with_the_same_contents(finished, tm
     assert list((broken / "artifacts" / ".staging").iterdir()) == []
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, stop):
     data = tmp_path / "data"
     command = subprocess.Popen(
         [str(TEMPO), "train", "quickstart", "--data-root", str(data), *SETTINGS, "--set", "warm_start.updates=500"],
@@ -183,7 +184,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     while not list(data.glob("artifacts/demonstrations/*/manifest.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
-    command.send_signal(signal.SIGINT)
+    command.send_signal(stop)
     _, errors = command.communicate(timeout=60)
     assert command.returncode == 130
     assert "Stopped. Every finished stage is stored; go on from there with:" in errors
@@ -191,6 +192,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in errors
     (state,) = sql(tmp_path, data, "SELECT state FROM runs")
     assert state == {"state": "interrupted"}
+    assert not (data / "prefect" / "server.json").exists()
 
 
 def test_a_second_command_on_the_same_run_is_told_who_holds_it(tmp_path):
