@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import io
 import os
 import shlex
 import signal
@@ -22,6 +23,9 @@ def run() -> NoReturn:
     Prefect's event-loop threads outlive every flow, and at a regular exit duckdb's bindings report all that such
     threads keep alive as leaked: sixty lines after a run that went well. Exit handlers run, and streams are flushed.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? where it has no character
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is a Ctrl-C: the run is logged as stopped
     try:
         code = main()
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--data-root",
         type=Path,
-        default=Path(os.environ.get("TEMPO_DATA_ROOT", "data")),
+        default=Path(os.environ.get("TEMPO_DATA_ROOT") or "data"),
         help="folder of artifacts, log and tables (default: TEMPO_DATA_ROOT, or ./data)",
     )
     working = argparse.ArgumentParser(add_help=False)

@@ -24,14 +24,14 @@ def print_closing(
     final_step: int | None,
     has_history: bool,
 ) -> None:
-    """Print scores before and after, branch statistics, time per stage and three commands, read back from storage.
+    """Print scores before and after, branch statistics, time per stage and three commands.
 
     `again` is the command that did the work; `final_step` the step it scored, None for a training run: its last.
     """
     console = Console(highlight=False)
     connection = open_catalog(data_root)
     last = experiment.steps if final_step is None else final_step
-    console.print(_scores(connection, experiment, last))
+    console.print(_scores(listener, experiment, last))
     if final_step is None:
         for line in _branches(connection, experiment.run, last):
             console.print(line, markup=False)
@@ -45,20 +45,18 @@ def print_closing(
         console.print(f"History in Prefect's UI:\n  {history_command(data_root)}", markup=False, soft_wrap=True)
 
 
-def _scores(connection: duckdb.DuckDBPyConnection, experiment: Experiment, last: int) -> Table:
+def _scores(listener: RunListener, experiment: Experiment, last: int) -> Table:
     table = Table(title=f"Scores of {experiment.run}", title_justify="left")
     for name, justify in (("benchmark", "left"), ("decoding", "left"), ("before", "right"), ("after", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    rows = connection.execute(
-        "SELECT benchmark, decoding, step, mean, stderr FROM scores WHERE run = ? AND step IN (0, ?) ORDER BY ALL",
-        [experiment.run, last],
-    ).fetchall()
     shown: dict[tuple[str, str], dict[int, str]] = {}
-    for benchmark, decoding, step, mean, stderr in rows:
+    for step, score in listener.scores:
+        mean, stderr = score["mean"], score["stderr"]
         text = "-" if mean is None else f"{mean:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
-        shown.setdefault((benchmark, decoding), {})[step] = text
-    for (benchmark, decoding), by_step in shown.items():
-        table.add_row(benchmark, decoding, by_step.get(0, "-"), by_step.get(last, "-"))
+        shown.setdefault((score["benchmark"], score["decoding"]), {})[step] = text
+    for (benchmark, decoding), by_step in sorted(shown.items()):
+        before = by_step.get(0, "-") if last else "-"
+        table.add_row(benchmark, decoding, before, by_step.get(last, "-"))
     return table
 
 

@@ -47,7 +47,11 @@ class RunListener(Listener):
         self.step_seconds: list[float] = []
         self.accuracy = "-"
         self.score = "-"
+        self.scores: list[tuple[int, Summary]] = []
         self.rate = ""
+
+    def note(self, text: str) -> None:
+        self.say(text)
 
     def stage_finished(self, place: Place, stage: str, outcome: str, seconds: float, summary: Summary) -> None:
         tally = self.tallies[stage]
@@ -71,6 +75,8 @@ class RunListener(Listener):
             self._step_finished()
 
     def _evaluation_finished(self, place: Place, stage: str, summary: Summary, outcome: str) -> None:
+        if stage == "evaluation":
+            self.scores.append((place.step, summary))
         if stage == "evaluation" and summary["mean"] is not None:
             error = "" if summary["stderr"] is None else f" +- {summary['stderr']:.3f}"
             self.score = f"{summary['mean']:.3f}"

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import math
 import sys
 import unicodedata
+import warnings
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +52,22 @@ def _tell_missing(connection: Any) -> None:
 def _write_parquet(answer: Any, output: Path | None) -> None:
     import pyarrow.parquet as pq
 
-    pq.write_table(answer.to_arrow_table(), output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # duckdb warns of one more copy; the answer is read once
+        pq.write_table(answer.to_arrow_table(), output)
 
 
 def _json(names: list[str], rows: list[tuple[Any, ...]], target: Any) -> None:
     for row in rows:
-        target.write(json.dumps(dict(zip(names, row, strict=True)), default=str, ensure_ascii=False) + "\n")
+        values = [_json_value(value) for value in row]
+        target.write(json.dumps(dict(zip(names, values, strict=True)), default=str, ensure_ascii=False) + "\n")
+
+
+def _json_value(value: Any) -> Any:
+    """Decimals as numbers; NaN and infinities, which JSON does not have, as null."""
+    if isinstance(value, Decimal):
+        value = float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _csv(names: list[str], rows: list[tuple[Any, ...]], target: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifact import Store
+from storage.commit_log import read_events
 from storage.fingerprint import canonical
 from storage.lock import run_lock
 from tasks.config import Experiment
@@ -34,6 +35,20 @@ class Sources:
     benchmarks: dict[str, DatasetSource]
 
 
+def _check_device(device: str) -> None:
+    if device in ("auto", "cpu"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device: torch {torch.__version__} cannot use {device!r} here ({str(error).splitlines()[0]}); expected "
+            "auto, cpu, or a device of this machine such as cuda:0"
+        ) from None
+
+
 @functools.cache
 def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources:
     """Find all that the experiment names, once per process. Raises ValueError, with the key, before anything ran.
@@ -45,6 +60,13 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
             f"estimator: {experiment.estimator!r} needs a learned critic, which this version does not have; expected "
             f"one of {', '.join(ESTIMATORS)}: --set estimator=tempo"
         )
+    if not has_policy and experiment.steps and experiment.sampler.top_p < 1:
+        raise ConfigError(
+            f"sampler.top_p: expected 1 for training, got {experiment.sampler.top_p}: the sampler's log-probabilities "
+            "would be those of a renormalised nucleus and the trainer's not, so that importance ratios start below 1. "
+            "The paper uses 1; scoring (tempo evaluate) takes any"
+        )
+    _check_device(experiment.device)
     dataset = get_dataset(experiment.dataset, "dataset")
     verifier = experiment.verifier or dataset.verifier
     for name in [verifier, *(get_dataset(b, "benchmarks").verifier for b in experiment.benchmarks)]:
@@ -59,6 +81,11 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
 
 def check_writable(data_root: Path) -> None:
     """Make the data root's folders. Raises OSError with a remedy when that is not allowed."""
+    if set("*?") & set(str(data_root.absolute())):
+        raise ConfigError(
+            f"the data root {data_root.absolute()} has * or ? in its path, which SQL would read as patterns; name "
+            "another"
+        )
     try:
         Store(data_root).open_for_writing()
     except OSError as error:
@@ -93,6 +120,7 @@ def open_run(
         yield run
         return
     with run_lock(lock, experiment.run):
+        _tell_other_attempt(run)
         _log(run, "started", experiment=canonical(experiment) | _places(experiment), code=code_version())
         try:
             yield run
@@ -103,6 +131,17 @@ def open_run(
             _log(run, "interrupted")
             raise
         _log(run, "completed")
+
+
+def _tell_other_attempt(run: Run) -> None:
+    """Say so when the run's name was last used with other settings: SQL shows the rows of one attempt at a time."""
+    attempts = [event["attempt"] for event in read_events(run.log) if event.get("run") == run.name]
+    if attempts and attempts[-1] != run.attempt:
+        known = "are used again" if run.attempt in attempts else "are new"
+        run.listener.note(
+            f"The settings of the run {run.name!r} {known}: SQL now shows this attempt ({run.attempt}); the rows of "
+            f"attempt {attempts[-1]} stay stored and are shown again with its settings. To see both: --set run=NAME"
+        )
 
 
 def _log(run: Run, state: str, **extra: Any) -> None:

@@ -7,6 +7,7 @@ it running, and the next one finds and uses it.
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,6 +22,9 @@ from pathlib import Path
 
 START_SECONDS = 180
 """A first start migrates the database: 3-6 s on an idle machine, much more on a busy one."""
+STARTING_SECONDS = 10
+"""How long a recorded server that does not answer yet is waited for, before another one is started."""
+
 FLUSH_SECONDS = 10
 
 QUIET = {
@@ -37,9 +41,10 @@ class ServerFailed(RuntimeError):
 @contextmanager
 def prefect_server(data_root: Path) -> Iterator[str]:
     """The URL of the API to use, with the environment set for it. Must be entered before prefect is imported."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    _be_quiet()
     configured = configured_url()
     if configured:
+        _refuse_dead_server(configured)
         try:
             yield configured
         finally:
@@ -69,8 +74,23 @@ def prefect_server(data_root: Path) -> Iterator[str]:
 @contextmanager
 def without_server(data_root: Path) -> Iterator[None]:
     """The environment for stages that report to no server; prefect, once imported, keeps its files in the data root."""
+    _be_quiet()
     os.environ.setdefault("PREFECT_HOME", str((data_root / "prefect").resolve()))
     yield
+
+
+def _be_quiet() -> None:
+    """No analytics and no console logs, unless the user's environment says otherwise. Before prefect is imported."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+
+
+def _refuse_dead_server(url: str) -> None:
+    """Raise ServerFailed when a configured server of this machine does not answer."""
+    if ("//127.0.0.1" in url or "//localhost" in url) and not _is_healthy(url):
+        raise ServerFailed(
+            f"the configured Prefect server {url} does not answer: start it, unset PREFECT_API_URL to let this command "
+            "start one of its own, or go without: --no-server"
+        )
 
 
 def configured_url() -> str | None:
@@ -89,9 +109,12 @@ def configured_url() -> str | None:
 
 
 def history_command(data_root: Path) -> str:
-    """What to type to see the runs in Prefect's UI afterwards."""
-    prefect = Path(sys.executable).with_name("prefect")
-    return f"DO_NOT_TRACK=1 PREFECT_HOME={(data_root / 'prefect').resolve()} {prefect} server start"
+    """What to type to see the runs in Prefect's UI afterwards; for a configured server, where it is."""
+    home = (data_root / "prefect").resolve()
+    if os.environ.get("PREFECT_HOME") != str(home):
+        return str(configured_url()).removesuffix("/api")
+    prefect = shlex.quote(str(Path(sys.executable).with_name("prefect")))
+    return f"DO_NOT_TRACK=1 PREFECT_HOME={shlex.quote(str(home))} {prefect} server start"
 
 
 @contextmanager
@@ -105,12 +128,18 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
 
 
 def _running(home: Path) -> str | None:
-    """The URL of a server that an earlier command started and that still answers."""
+    """The URL of a server that an earlier command started and that still answers, or soon does."""
     try:
-        url = str(json.loads((home / "server.json").read_text())["url"])
+        recorded = json.loads((home / "server.json").read_text())
+        url, pid = str(recorded["url"]), int(recorded["pid"])
     except (OSError, ValueError, KeyError):
         return None
-    return url if _is_healthy(url) else None
+    deadline = time.monotonic() + STARTING_SECONDS
+    while not _is_healthy(url):
+        if not Path(f"/proc/{pid}").exists() or time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
+    return url
 
 
 def _start(home: Path) -> str:
@@ -135,10 +164,14 @@ def _start(home: Path) -> str:
         )
     (home / "server.json").write_text(json.dumps({"pid": server.pid, "url": url}))
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        if _is_healthy(url):
-            return url
-        time.sleep(0.05)
+    try:
+        while time.monotonic() < deadline and server.poll() is None:
+            if _is_healthy(url):
+                return url
+            time.sleep(0.05)
+    except BaseException:  # Ctrl-C while it starts: it must not stay behind
+        _stop(home)
+        raise
     _stop(home)
     tail = log.read_text(errors="replace").strip().splitlines()[-1:]
     raise ServerFailed(

@@ -16,6 +16,9 @@ from tasks.experiment import apply_overrides, parse_experiment
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "hub_root", "device", "threads")
+"""Keys that `tempo evaluate --set` takes."""
+
 
 @dataclass(frozen=True)
 class StoredPolicy:
@@ -82,14 +85,29 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
 
 
 def _checkpoint(policy: str) -> StoredPolicy:
+    """A checkpoint becomes a run of its own, named after its folder and the digest of its files."""
+    from tasks.engines.hub import find_checkpoint
+
+    if "/" not in policy and not Path(policy).is_dir():
+        raise ValueError(
+            f"policy: {policy!r} is no policy: expected a policy id (6 digits or more), RUN@STEP such as "
+            "quickstart@40, a checkpoint's folder or a Hub id (OWNER/NAME)"
+        )
+    _, digest = find_checkpoint(policy)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(policy).name).lstrip(".") or "checkpoint"
-    tree = {"run": f"evaluate-{name}", "policy": policy, "steps": 0, "sampler": {"max_tokens": 512}}
+    tree = {"run": f"evaluate-{name}-{digest[:8]}", "policy": policy, "steps": 0, "sampler": {"max_tokens": 512}}
     return StoredPolicy(parse_experiment(tree), step=0)
 
 
 def evaluation_experiment(stored: StoredPolicy, benchmarks: Sequence[str], overrides: Sequence[str]) -> Experiment:
     """The experiment of the policy's run with other benchmarks and overrides. Raises ConfigError."""
     experiment = dataclasses.replace(stored.experiment, benchmarks=tuple(benchmarks) or stored.experiment.benchmarks)
+    fixed = [key for key in overrides if not key.startswith(SCORING_KEYS)]
+    if fixed:
+        raise ValueError(
+            f"--set {fixed[0]}: expected a key that changes how a policy is scored ({', '.join(SCORING_KEYS)}); the "
+            "policy and its run are given"
+        )
     if not experiment.benchmarks:
         raise ValueError("benchmarks: expected at least one, got none: name them with --benchmarks a,b")
     return apply_overrides(experiment, overrides)

@@ -146,7 +146,7 @@ ADVANTAGES = Table(
         _c("group_std", FLOAT64, "Standard deviation of the group's rewards (ddof = 1; 0 for one completion)."),
         _c("base_advantage", FLOAT64, "Advantage that every token of the completion shares."),
         _c("td_weight", FLOAT64, "Advantage of a token = base_advantage + td_weight * td of the token."),
-        _c("td_positions", TOKENS, "Positions (from 0) of the branch tokens: where td is not 0."),
+        _c("td_positions", TOKENS, "Positions (from 0) of the branch tokens whose td is not 0."),
         _c("td_values", FLOATS, "td there: V(s_{t+1}) - V(s_t), in units of reward."),
         _c("leaf_node", INT32, "prefix_nodes.node at which the completion ends."),
         _c("token_advantages", FLOATS, "[T] only for estimators that are dense; else NULL.", nullable=True),

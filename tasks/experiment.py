@@ -200,6 +200,10 @@ def _contradictions(experiment: Experiment) -> list[str]:
         or experiment.run.startswith(".")
     ):
         problems.append(f"run: expected letters, digits, '.', '_' and '-' (it names a folder), got {experiment.run!r}")
+    if len(experiment.run) > 100:
+        problems.append(f"run: expected at most 100 characters (it names a folder), got {len(experiment.run)}")
+    if not experiment.policy:
+        problems.append("policy: expected builtin/tiny-qwen3, a checkpoint's folder or a Hub id, got nothing")
     if experiment.arithmetic.min_terms > experiment.arithmetic.max_terms:
         problems.append(
             f"arithmetic.min_terms: expected at most arithmetic.max_terms = {experiment.arithmetic.max_terms}, "

@@ -9,6 +9,8 @@ from tasks.core.seeds import derive_seed
 from tasks.stage import Context, Summary, stage
 
 POLICY_ID_DIGITS = 16
+BUILTIN = "builtin/tiny-qwen3"
+"""The policy that needs no checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ def policy_source(experiment: Experiment) -> PolicySource:
     """Find the experiment's policy. Raises NotFound for a missing folder and for a Hub id that cannot be fetched."""
     from tasks.engines.hub import find_checkpoint
 
-    if experiment.policy == "builtin/tiny-qwen3":
+    if experiment.policy == BUILTIN:
         return PolicySource(digest=experiment.policy, seed=derive_seed(experiment.seed, "policy"))
     folder, digest = find_checkpoint(experiment.policy)
     return PolicySource(digest=digest, seed=None, folder=str(folder))

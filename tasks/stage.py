@@ -32,6 +32,9 @@ Summary = dict[str, Any]
 class Listener:
     """What a run tells whoever watches it; this one is silent."""
 
+    def note(self, text: str) -> None:
+        """Something that the person who started the run should know."""
+
     def stage_started(self, place: "Place", stage: str) -> None:
         """A stage is about to be looked up and, on a miss, computed."""
 

@@ -1,4 +1,5 @@
--- One row per run and step: how many tokens get credit of their own, and how many groups give no signal.
+-- One row per run and step: how many branch tokens a completion has (tokens at which its group parts), at how many of
+-- them the value moves (td is not 0: they get credit of their own), and how many groups give no signal.
 CREATE VIEW branch_statistics AS
 WITH trees AS (
     SELECT n.run, n.step,
@@ -12,5 +13,8 @@ WITH trees AS (
     SELECT run, step, count(*) AS num_groups, count(*) FILTER (group_std = 0) AS num_groups_without_signal
     FROM (SELECT DISTINCT run, step, group_id, group_std FROM advantages)
     GROUP BY run, step
+), credited AS (
+    SELECT run, step, avg(len(td_positions)) AS td_tokens FROM advantages GROUP BY run, step
 )
-SELECT run, step, branch_tokens, num_groups, num_groups_without_signal FROM trees JOIN groups USING (run, step);
+SELECT run, step, branch_tokens, td_tokens, num_groups, num_groups_without_signal
+FROM trees JOIN groups USING (run, step) JOIN credited USING (run, step);

@@ -30,12 +30,18 @@ SELECT run, arg_max(attempt, line) AS attempt,
        count(*) FILTER (event = 'stage' AND outcome = 'cached') AS num_cached
 FROM events GROUP BY run;
 
--- Which committed file serves which run, step and purpose: the newest one of each place in the current attempt.
+-- Which committed file serves which run, step and purpose, in the current attempt: of each place in training the newest
+-- one; of an evaluation every one, since other samples or limits add scores and hide none. Prompts stand where they first
+-- served: they are the same rows at every step.
 CREATE TABLE links AS
 SELECT run, step, purpose, stage, label, key, part, file
 FROM (
-    SELECT e.*, row_number() OVER (PARTITION BY e.run, e.step, e.purpose, e.stage, e.label ORDER BY e.line DESC) AS newest
+    SELECT e.*,
+           row_number() OVER (
+               PARTITION BY e.run, e.step, e.purpose, e.stage, e.label, CASE e.purpose WHEN 'eval' THEN e.key END
+               ORDER BY e.line DESC) AS newest,
+           row_number() OVER (PARTITION BY e.run, e.purpose, e.stage, e.key ORDER BY e.step, e.line DESC) AS first_use
     FROM events e JOIN runs r ON e.run = r.run AND e.attempt = r.attempt
     WHERE e.event = 'stage' AND e.outcome IN ('ran', 'cached')
 ), LATERAL (SELECT unnest(map_keys(files)) AS part, unnest(map_values(files)) AS file)
-WHERE newest = 1;
+WHERE newest = 1 AND (stage <> 'prompts' OR first_use = 1);

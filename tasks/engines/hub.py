@@ -1,6 +1,7 @@
 """Datasets and checkpoints: from the Hub by pinned revision, or from a folder that mirrors its layout."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
     import datasets
 
     datasets.disable_progress_bars()
+    for logger in ("huggingface_hub", "datasets", "fsspec"):
+        logging.getLogger(logger).setLevel(logging.ERROR)  # retries are theirs to make, the one message ours to give
     if hub_root is not None:
         where = str(_mirror(hub_id, hub_root))
         source: dict[str, Any] = {"path": where}

@@ -14,7 +14,6 @@ from transformers.utils import logging as transformers_logging
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-BUILTIN = "builtin/tiny-qwen3"
 TINY_PARAMETERS = 5_000_000
 """Below this many parameters one thread is faster than several (4-16x on a busy machine)."""
 

@@ -228,7 +228,10 @@ def test_a_second_command_on_the_same_run_is_told_who_holds_it(tmp_path):
         ),
         (["train", "math-qwen3-1.7b-ppo"], "needs a learned critic"),
         (["train", "quickstart", "--set", "prompts.max_tokens=3"], "--set prompts.overlong=drop"),
+        (["train", "quickstart", "--set", "sampler.top_p=0.9"], "sampler.top_p: expected 1 for training, got 0.9"),
+        (["train", "quickstart", "--set", "device=gpu"], "cannot use 'gpu' here"),
         (["evaluate", "quickstart@1"], "no run has been stored"),
+        (["evaluate", "quickstart"], "RUN@STEP such as quickstart@40"),
         (["sql", "SELECT 1"], "no run has been stored"),
     ],
 )
@@ -258,9 +261,48 @@ def test_a_stored_policy_is_scored_again_on_more_samples_without_training(finish
         home, "evaluate", "quickstart@2", "--no-server", "--data-root", str(data), "--set", "evaluation.num_samples=3"
     )
     assert done.returncode == 0, done.stderr
-    (row,) = sql(home, data, "SELECT max(k) AS k FROM scores WHERE step = 2 AND decoding = 'sampled'")
-    assert row == {"k": 3}
+    # the run's own scores (k = 2) stay beside the new ones
+    scores = sql(home, data, "SELECT k, n FROM scores WHERE step = 2 AND decoding = 'sampled' ORDER BY k")
+    assert scores == [{"k": 2, "n": 8}, {"k": 3, "n": 8}]
     assert sql(home, data, "SELECT count(*) AS n FROM updates WHERE phase = 'training'") == [{"n": 6}]
+
+
+def test_each_rollout_joins_exactly_one_prompt_also_in_evaluations(finished):
+    home, data, _ = finished
+    (row,) = sql(
+        home,
+        data,
+        "SELECT (SELECT count(*) FROM rollouts) AS rollouts, count(*) AS joined "
+        "FROM rollouts r JOIN prompts p USING (run, prompt_id)",
+    )
+    assert row["joined"] == row["rollouts"]
+
+
+def test_other_settings_under_the_same_name_say_what_becomes_of_the_earlier_rows(tmp_path):
+    data = tmp_path / "data"
+    small = ["--no-server", "--data-root", str(data), *SETTINGS, "--set", "steps=1", "--set", "benchmarks=[]"]
+    first = tempo(tmp_path, "train", "quickstart", *small)
+    assert "stay stored" not in first.stderr
+    changed = tempo(tmp_path, "train", "quickstart", *small, "--set", "train.learning_rate=1e-3")
+    assert "the rows of attempt" in changed.stderr
+    assert sql(tmp_path, data, "SELECT DISTINCT learning_rate FROM updates WHERE step = 1") == [{"learning_rate": 1e-3}]
+    back = tempo(tmp_path, "train", "quickstart", *small)
+    assert "are used again" in back.stderr
+    assert sql(tmp_path, data, "SELECT DISTINCT learning_rate FROM updates WHERE step = 1") == [{"learning_rate": 2e-4}]
+
+
+@pytest.mark.parametrize("way", ["prefect_server", "without_server"])
+def test_analytics_are_off_before_prefect_is_imported_whatever_the_server(tmp_path, way):
+    code = (
+        "import os, sys; from pathlib import Path; from flows import server\n"
+        "server._start, server._stop = (lambda home: 'http://127.0.0.1:1/api'), (lambda home: None)\n"
+        f"with server.{way}(Path({str(tmp_path)!r})):\n"
+        "    env = os.environ\n"
+        "    print(env['DO_NOT_TRACK'], env['PREFECT_SERVER_ANALYTICS_ENABLED'], 'prefect' in sys.modules)"
+    )
+    clean = {name: value for name, value in environment(tmp_path).items() if name != "DO_NOT_TRACK"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=clean, timeout=60)
+    assert done.stdout == "1 false False\n", done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["sql"]])

@@ -184,6 +184,7 @@ def test_token_credit_joins_within_a_step_and_leaves_out_evaluation(data_root, w
 def test_branch_statistics_count_branch_tokens_per_completion_and_groups_without_signal(data_root):
     # group g: two completions part after a shared node: nodes 2 and 3 have 1 of their parent's 2 completions each,
     # so 2 branch tokens; group h: two equal completions, none. (2 + 0) / (2 + 2 completions) = 1/2.
+    # td is not 0 at one token of each completion of g, none of h: (1 + 1 + 0 + 0) / 4 = 1/2.
     # group h's rewards are equal: 1 of 2 groups gives no signal
     nodes = {
         "group_id": ["g", "g", "g", "g", "h", "h"],
@@ -205,8 +206,8 @@ def test_branch_statistics_count_branch_tokens_per_completion_and_groups_without
     data_root.log(artifact, step=1)
     data_root.log(artifact, step=2)
     assert data_root.sql("SELECT * FROM branch_statistics ORDER BY step") == [
-        ("demo", 1, 0.5, 2, 1),
-        ("demo", 2, 0.5, 2, 1),
+        ("demo", 1, 0.5, 0.5, 2, 1),
+        ("demo", 2, 0.5, 0.5, 2, 1),
     ]
 
 
