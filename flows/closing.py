@@ -62,13 +62,14 @@ def _scores(listener: RunListener, experiment: Experiment, last: int) -> Table:
 
 def _branches(connection: duckdb.DuckDBPyConnection, run: str, last: int) -> list[str]:
     rows = connection.execute(
-        "SELECT step, branch_tokens, num_groups_without_signal, num_groups FROM branch_statistics "
+        "SELECT step, branch_tokens, td_tokens, num_groups_without_signal, num_groups FROM branch_statistics "
         "WHERE run = ? AND step IN (1, ?) ORDER BY step",
         [run, last],
     ).fetchall()
     return [
-        f"step {step:>3}: {tokens:.2f} branch tokens per completion; {silent} of {groups} groups gave no signal"
-        for step, tokens, silent, groups in rows
+        f"step {step:>3}: {tokens:.2f} branch tokens per completion, {moved:.2f} of them with credit of their own; "
+        f"{silent} of {groups} groups gave no signal"
+        for step, tokens, moved, silent, groups in rows
     ]
 
 

@@ -21,6 +21,17 @@ def train(data: Path) -> tuple[subprocess.CompletedProcess[str], float]:
     return done, time.monotonic() - started
 
 
+def compare_with_the_readme(data: Path) -> None:
+    """The answers printed in README.md are this run's, digit by digit (on a machine of the kind that made them)."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    questions = re.findall(r'^    \$ tempo sql "([^"]*)"\n((?:    [^\n]*\n)+)', readme, re.MULTILINE)
+    assert len(questions) >= 5
+    for statement, shown in questions:
+        command = [str(TEMPO), "sql", statement, "--data-root", str(data)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert [line.removeprefix("    ") for line in shown.splitlines()] == answer.splitlines()
+
+
 @pytest.mark.slow
 def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_storage(tmp_path):
     data = tmp_path / "data"
@@ -37,6 +48,7 @@ def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_stora
     assert scores[40, "sampled"] >= 0.75
     (peak,) = re.findall(r"peak memory ([\d,]+) MB", first.stdout)
     assert int(peak.replace(",", "")) < 2000
+    compare_with_the_readme(data)
     second, seconds = train(data)
     assert re.search(r"all +│ +0 │", second.stdout)
     assert seconds < 20
