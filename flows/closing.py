@@ -34,7 +34,7 @@ def print_closing(
     console.print(_scores(listener, experiment, last))
     if final_step is None:
         for line in _branches(connection, experiment.run, last):
-            console.print(line, markup=False)
+            console.print(line, markup=False, soft_wrap=True)
     console.print(_stages(listener))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
     console.print(f"peak memory {peak:,.0f} MB; data in {data_root.resolve()}", markup=False, soft_wrap=True)
