@@ -31,7 +31,7 @@ def print_closing(
     console = Console(highlight=False)
     connection = open_catalog(data_root)
     last = experiment.steps if final_step is None else final_step
-    console.print(_scores(listener, experiment, last))
+    console.print(_scores(listener, experiment, last, compares=final_step is None))
     if final_step is None:
         for line in _branches(connection, experiment.run, last):
             console.print(line, markup=False, soft_wrap=True)
@@ -45,18 +45,20 @@ def print_closing(
         console.print(f"History in Prefect's UI:\n  {history_command(data_root)}", markup=False, soft_wrap=True)
 
 
-def _scores(listener: RunListener, experiment: Experiment, last: int) -> Table:
+def _scores(listener: RunListener, experiment: Experiment, last: int, *, compares: bool) -> Table:
     table = Table(title=f"Scores of {experiment.run}", title_justify="left")
-    for name, justify in (("benchmark", "left"), ("decoding", "left"), ("before", "right"), ("after", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    steps = [0, last] if compares and last else [last]
+    for name in ("benchmark", "decoding"):
+        table.add_column(name)
+    for name in ("before", "after") if len(steps) == 2 else ("score",):
+        table.add_column(name, justify="right")
     shown: dict[tuple[str, str], dict[int, str]] = {}
     for step, score in listener.scores:
         mean, stderr = score["mean"], score["stderr"]
         text = "-" if mean is None else f"{mean:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
         shown.setdefault((score["benchmark"], score["decoding"]), {})[step] = text
     for (benchmark, decoding), by_step in sorted(shown.items()):
-        before = by_step.get(0, "-") if last else "-"
-        table.add_row(benchmark, decoding, before, by_step.get(last, "-"))
+        table.add_row(benchmark, decoding, *(by_step.get(step, "-") for step in steps))
     return table
 
 
