@@ -162,8 +162,8 @@ def choose_device(device: str) -> torch.device:
 def configure_cpu(threads: int, num_parameters: int) -> None:
     """Set torch's CPU threads (as given, or 1 for tiny models and every core for others); flush denormals to zero.
 
-    A young model's activations hold denormal numbers, on which a CPU is 10 times slower: flushing them halved the time of
-    the tiny model's first updates (0.74 s to 0.36 s) and changes only magnitudes below 1.2e-38.
+    A young model's activations hold denormal numbers, on which a CPU is 10 times slower: flushing them halved the time
+    of the tiny model's first updates (0.74 s to 0.36 s) and changes only magnitudes below 1.2e-38.
     """
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads or (1 if num_parameters < TINY_PARAMETERS else _num_cores()))
