@@ -69,6 +69,11 @@ class RunListener(Listener):
         self.figures.is_cached &= outcome == "cached"
         self.figures.tokens += summary["tokens"] if stage == "generation" else 0
         self.figures.summaries[stage] = summary
+        failure = summary.get("first_failure")
+        if stage == "verification" and failure:
+            self.say(
+                f"step {place.step:>3}  the verifier failed on {summary['unassigned']} completions; first: {failure}"
+            )
         if stage == "verification" and summary["accuracy"] is not None:
             self.accuracy = f"{summary['accuracy']:.3f}"
         if stage == "training":

@@ -230,7 +230,7 @@ def _as_prefect_task(call: _Call) -> Artifact:
     def body(step: int, purpose: str, label: str, key: str) -> Any:
         artifact, outcome = call.run()
         found.append(artifact)
-        message = ", ".join(f"{name} {value}" for name, value in artifact.summary.items())
+        message = ", ".join(f"{name} {value}" for name, value in artifact.summary.items() if value is not None)
         name = "Cached" if outcome == "cached" else "Completed"
         return Completed(name=name, message=message or None)
 

@@ -3,7 +3,7 @@
 import time
 
 from storage.artifact import Part
-from tasks.core.verdict import Judgement, Status, Verifier, reward_of
+from tasks.core.verdict import MAX_EXTRACTED_CHARACTERS, Judgement, Status, Verifier, reward_of
 from tasks.core.verifiers import get_verifier
 from tasks.stage import Context, Summary, stage
 
@@ -16,10 +16,13 @@ def verification(context: Context, *, rollouts: Part, prompts: Part, verifier: s
     table = prompts.read(["prompt_id", "answer"])
     answers = dict(zip(table.column("prompt_id").to_pylist(), table.column("answer").to_pylist(), strict=True))
     rows = rollouts.read(["rollout_id", "group_id", "prompt_id", "text", "finish_reason"]).to_pylist()
-    judgements, seconds = [], []
+    judgements, failures, seconds = [], [], []
     for row in rows:
         started = time.perf_counter()
-        judgements.append(_judge(judge, row["text"], answers[row["prompt_id"]], row["finish_reason"] == "length"))
+        is_truncated = row["finish_reason"] == "length"
+        judgement, failure = _judge(judge, row["text"], answers[row["prompt_id"]], is_truncated)
+        judgements.append(judgement)
+        failures += [f"{row['rollout_id']}: {failure}"] if failure else []
         seconds.append(time.perf_counter() - started)
     rewards = [reward_of(judgement.status) for judgement in judgements]
     context.staging.add_table(
@@ -40,13 +43,16 @@ def verification(context: Context, *, rollouts: Part, prompts: Part, verifier: s
     return {
         "accuracy": None if accuracy is None else round(accuracy, 4),
         "unassigned": len(rewards) - len(assigned),
+        "first_failure": failures[0] if failures else None,
     }
 
 
-def _judge(verifier: Verifier, completion: str, answer: str, is_truncated: bool) -> Judgement:
+def _judge(verifier: Verifier, completion: str, answer: str, is_truncated: bool) -> tuple[Judgement, str | None]:
+    """The judgement and, when the verifier itself failed, why: its bug is a status and never a wrong answer."""
     try:
-        return verifier.judge(completion, answer, is_truncated=is_truncated)
-    except MemoryError:
-        return Judgement(status=Status.OUT_OF_MEMORY, extracted_answer=None)
-    except Exception:  # a verifier's own bug must not cost a completion its reward: the status says what happened
-        return Judgement(status=Status.CRASHED, extracted_answer=None)
+        return verifier.judge(completion, answer, is_truncated=is_truncated), None
+    except MemoryError as error:
+        status, failure = Status.OUT_OF_MEMORY, f"{type(error).__name__}: {error}"
+    except Exception as error:
+        status, failure = Status.CRASHED, f"{type(error).__name__}: {error}"
+    return Judgement(status=status, extracted_answer=None), failure[:MAX_EXTRACTED_CHARACTERS]

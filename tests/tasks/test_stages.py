@@ -144,6 +144,11 @@ def test_a_verifier_that_fails_is_a_status_and_its_completions_are_neither_credi
         assert (verdict["status"], verdict["reward"]) == expected[remainder]
         remainders.append(remainder)
     assert set(remainders) == {0, 1, 2, 3, 4}
+    failed = [row["rollout_id"] for row in verdicts if row["reward"] is None]
+    summary = fresh.artifacts["verdicts"].summary  # says how many failed, and why the first one did
+    assert summary["unassigned"] == len(failed)
+    assert summary["first_failure"].startswith(f"{failed[0]}: ")
+    assert summary["first_failure"].endswith("on purpose")
     rewarded = {row["rollout_id"]: row["reward"] for row in verdicts if row["reward"] is not None}
     advantages = fresh.rows("credit", "advantages")
     assert {row["rollout_id"]: row["reward"] for row in advantages} == rewarded
