@@ -103,12 +103,14 @@ def _train(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.experiment, options.set)
 
     def work() -> None:
-        from flows import train
-
         if options.no_server:
-            train.train_experiment(experiment, options.data_root, uses_prefect=False)
+            from flows.loop import train_experiment
+
+            train_experiment(experiment, options.data_root, uses_prefect=False)
         else:
-            train.train(options.experiment, options.set, str(options.data_root))
+            from flows.train import train
+
+            train(options.experiment, options.set, str(options.data_root))
 
     return _watched(options, experiment, work)
 

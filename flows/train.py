@@ -1,28 +1,12 @@
-"""Flow `train`: first policy, prompts, warm start; then generate, verify, credit, train; with scores on the way."""
+"""Flow `train`: the loop of an experiment under Prefect."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
 
-from flows.evaluate import evaluate_policy
-from flows.progress import current_listener
-from flows.run import Sources, find_sources, open_run
-from storage.artifact import Artifact
-from tasks.config import Experiment
-from tasks.core.seeds import derive_seed
-from tasks.core.verifiers import get_verifier
-from tasks.credit import credit
-from tasks.datasets import tutor_seed
-from tasks.demonstrations import demonstrations
+from flows.loop import train_experiment
 from tasks.experiment import load_experiment
-from tasks.generation import Selection, generation
-from tasks.policy import first_policy
-from tasks.prompts import prompts
-from tasks.stage import Run
-from tasks.training import training
-from tasks.verification import verification
-from tasks.warm_start import warm_start
 
 
 @flow(name="train", flow_run_name="train {experiment}", persist_result=False)
@@ -36,92 +20,3 @@ def train(experiment: str = "quickstart", overrides: Sequence[str] = (), data_ro
     """
     settings = load_experiment(experiment, overrides)
     train_experiment(settings, Path(data_root), uses_prefect=True)
-
-
-def train_experiment(experiment: Experiment, data_root: Path, *, uses_prefect: bool) -> None:
-    """Find what the experiment names, open its run, and go through its stages."""
-    sources = find_sources(experiment)
-    with open_run(experiment, data_root, current_listener(experiment), uses_prefect=uses_prefect) as run:
-        policy, questions, tokenizer = prepare(run, experiment, sources)
-        evaluate_policy(run, experiment, sources, policy, tokenizer, step=0)
-        optimizer = None
-        for step in range(1, experiment.steps + 1):
-            policy = train_step(run, experiment, sources, policy, optimizer, questions, step)
-            optimizer = policy
-            is_due = experiment.evaluate_every and step % experiment.evaluate_every == 0
-            if is_due or step == experiment.steps:
-                evaluate_policy(run, experiment, sources, policy, tokenizer, step=step)
-
-
-def prepare(run: Run, experiment: Experiment, sources: Sources) -> tuple[Artifact, Artifact, Artifact]:
-    """Step 0: the first policy (warm-started if the experiment says so), the prompts, and the tokenizer's artifact."""
-    assert sources.policy is not None
-    start = first_policy(run.at(0), source=sources.policy)
-    tokenizer = start.part("tokenizer")
-    questions = prompts(
-        run.at(0), source=sources.prompts, tokenizer=tokenizer, config=experiment.prompts, verifier=sources.verifier
-    )
-    if not experiment.warm_start.updates:
-        return start, questions, start
-    pairs = demonstrations(
-        run.at(0),
-        source=sources.prompts,
-        prompts=questions.part("prompts"),
-        tokenizer=tokenizer,
-        seed=tutor_seed(experiment),
-    )
-    policy = warm_start(
-        run.at(0),
-        policy=start.part("checkpoint"),
-        prompts=questions.part("prompts"),
-        demonstrations=pairs.part("demonstrations"),
-        config=experiment.warm_start,
-        max_grad_norm=experiment.train.max_grad_norm,
-        seed=derive_seed(experiment.seed, "warm_start"),
-    )
-    return policy, questions, start
-
-
-def train_step(
-    run: Run,
-    experiment: Experiment,
-    sources: Sources,
-    policy: Artifact,
-    optimizer: Artifact | None,
-    questions: Artifact,
-    step: int,
-) -> Artifact:
-    """One iteration of the loop; returns the next policy."""
-    place, asked = run.at(step), questions.part("prompts")
-    sampled = generation(
-        place,
-        policy=policy.part("checkpoint"),
-        prompts=asked,
-        selection=Selection(step=step, prompts_per_step=experiment.prompts_per_step, seed=experiment.seed),
-        sampler=experiment.sampler,
-        num_samples=experiment.group_size,
-        decoding="sampled",
-        seed=derive_seed(experiment.seed, "generation", step),
-    ).part("rollouts")
-    judged = verification(
-        place,
-        rollouts=sampled,
-        prompts=asked,
-        verifier=sources.verifier,
-        verifier_version=get_verifier(sources.verifier).version,
-    ).part("verdicts")
-    credited = credit(
-        place, rollouts=sampled, verdicts=judged, estimator=experiment.estimator, config=experiment.credit
-    ).part("advantages")
-    return training(
-        place,
-        policy=policy.part("checkpoint"),
-        optimizer=optimizer.part("optimizer") if optimizer else None,
-        prompts=asked,
-        rollouts=sampled,
-        advantages=credited,
-        config=experiment.train,
-        temperature=experiment.sampler.temperature,
-        max_tokens=experiment.sampler.max_tokens,
-        seed=derive_seed(experiment.seed, "training", step),
-    )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows.cli import _parser
-from flows.train import train_experiment
+from flows.loop import train_experiment
 from storage.catalog import open_catalog, run_query
 from tasks.core.advantage import compute_advantages
 from tasks.core.prefix_tree import edge_token_ids
