@@ -1,13 +1,15 @@
 """What earlier executions say of a stage: what it was computed from the last time, how it failed, what it cost."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.commit_log import read_events
 from tasks.call import Call
+from tasks.config import Experiment
+from tasks.experiment import parse_experiment
 
 RECENT = 8
 """Executions whose mean is the expected cost."""
@@ -38,6 +40,30 @@ class Cost:
         return f"{self.seconds:,.1f} s{tokens}, {self.num_bytes / 1e6:,.1f} MB{unknown}"
 
 
+def stored_experiment(data_root: Path, name: str) -> Experiment:
+    """The settings that the stored run `name` (or the only one that begins so) was last worked on with.
+
+    Raises ValueError for another name, and FileNotFoundError when nothing is stored there.
+    """
+    log = data_root / "log.jsonl"
+    if not log.exists():
+        raise FileNotFoundError(
+            f"no run has been stored under {data_root.resolve()}; start one with `tempo train quickstart`, or name "
+            "another folder with --data-root"
+        )
+    started = {event["run"]: event for event in read_events(log) if event.get("state") == "started"}
+    return parse_experiment(started[find_run(sorted(started), name)]["experiment"], origin=f"the stored run {name!r}")
+
+
+def find_run(runs: Sequence[str], name: str) -> str:
+    """The stored run `name`, or the only one of `runs` that begins with it. Raises ValueError otherwise."""
+    matches = [name] if name in runs else [run for run in runs if run.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = "is the beginning of several runs" if matches else "is no stored run"
+    raise ValueError(f"run: {name!r} {problem}; expected one of: {', '.join(runs) or 'none'} (see `tempo runs`)")
+
+
 class History:
     """The stage events of a commit log, as far as one run's plan needs them."""
 
@@ -65,9 +91,9 @@ class History:
         return self._last.get(_place(call))
 
     def failure(self, call: Call) -> str | None:
-        """Why the same computation failed, if that is the newest thing known of this place."""
+        """Why the stage failed at this place, if that is the newest thing known of it."""
         event = self._failure.get(_place(call))
-        return str(event["error"]) if event and event["key"] == call.key else None
+        return str(event["error"]) if event else None
 
     def differences(self, call: Call, unknown: set[str]) -> list[str]:
         """Parts of the key that differ from the last time, from what to what; inputs in `unknown` are left out."""

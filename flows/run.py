@@ -168,11 +168,12 @@ def _tell_other_attempt(run: Run) -> None:
         event["attempt"] for event in read_events(run.log) if event.get("run") == run.name and "attempt" in event
     ]
     if attempts and attempts[-1] != run.attempt:
-        known = "are used again" if run.attempt in attempts else "are new"
-        what = f"The rerun {run.takes[-1].name}" if run.takes else "The settings"
+        what = f"The rerun {run.takes[-1].name} of the run {run.name!r} is" if run.takes else ""
+        what = what or f"The settings of the run {run.name!r} are"
         run.listener.note(
-            f"{what} of the run {run.name!r} {known}: SQL now shows this attempt ({run.attempt}); the rows of "
-            f"attempt {attempts[-1]} stay stored and are shown again with its settings. To see both: --set run=NAME"
+            f"{what} {'used again' if run.attempt in attempts else 'new'}: SQL now shows this attempt ({run.attempt}); "
+            f"the rows of attempt {attempts[-1]} stay stored and are shown again with its settings. To see both: "
+            "--set run=NAME"
         )
 
 

@@ -76,11 +76,14 @@ class Call:
             self.place.run.makers[artifact.stage, artifact.key] = self
 
     def _make(self) -> Artifact:
-        """Compute and commit. Inputs that retention has dropped are rebuilt first, for as long as this takes."""
-        from tasks.rebuilding import borrowed
+        """Compute and commit; inputs that retention has dropped are rebuilt first."""
+        from tasks.rebuilding import rebuild
 
         run = self.place.run
-        with borrowed(run, self.inputs.values()), self.computed() as staging:
+        for part in self.inputs.values():
+            if part.is_dropped:
+                rebuild(run, part.artifact)
+        with self.computed() as staging:
             return run.store.commit(staging, self.stage, self.key, self.key_parts)
 
     @contextmanager
