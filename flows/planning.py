@@ -137,7 +137,7 @@ def plan_experiment(
     find_sources(experiment)
     history = History(data_root / "log.jsonl", experiment.run)
     planner = Planner(history)
-    run = Run(experiment.run, "", Store(data_root), uses_prefect=False, perform=planner)
+    run = Run(experiment.run, "", Store(data_root), perform=planner)
     run = at_attempt(run, experiment, rerun)
     walk(run, experiment)
     return run, planner.stages

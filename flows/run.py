@@ -21,6 +21,7 @@ from tasks.core.verifiers import get_verifier
 from tasks.datasets import DatasetSource, dataset_source, get_dataset
 from tasks.experiment import ConfigError, attempt_of
 from tasks.policy import PolicySource, policy_source
+from tasks.prefect_task import Display
 from tasks.stage import Listener, Run, log_event
 
 PACKAGES = ("torch", "transformers", "prefect", "pyarrow", "duckdb", "datasets", "numpy")
@@ -113,17 +114,20 @@ def open_run(
     Raises RunLocked when another process works on it, and OSError with a remedy when the data root is not writable.
     """
     check_writable(data_root)
+    display = Display() if uses_prefect else None
     run = Run(
         name=experiment.run,
         attempt=attempt or "",
         store=Store(data_root),
         listener=listener,
-        uses_prefect=uses_prefect,
+        perform=display.perform if display else None,
         device=experiment.device,
         threads=experiment.threads,
     )
     if attempt:  # rows added to a stored attempt: they append, and need neither its lock nor an entry of their own
         yield run
+        if display:
+            display.flush()
         return
     with run_lock(data_root / "locks" / f"{experiment.run}.lock", experiment.run):
         flow_run = _flow_run() if uses_prefect else None
@@ -133,6 +137,8 @@ def open_run(
         _log(run, "started", code=code_version(), flow_run=flow_run, **facts)
         try:
             yield run
+            if display:
+                display.flush()
         except Exception as error:
             _log(run, "failed", error=f"{type(error).__name__}: {error}")
             raise

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import getpid
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from storage.artifact import Artifact, Part, Staging
 from storage.commit_log import append_event
 from storage.fingerprint import canonical, fingerprint
 from storage.schema import SCHEMA_VERSION
 from tasks.place import Context, Place, Summary
+
+Found = TypeVar("Found", Artifact, Artifact | None)
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,29 @@ class Call:
 
     def run(self) -> tuple[Artifact, str]:
         """The artifact and 'cached' or 'ran'; what happened goes to the commit log and the listener."""
-        run = self.place.run
-        started, at = time.perf_counter(), datetime.now(UTC)
-        run.listener.stage_started(self.place, self.stage)
+        found = self.hit()
+        return (found, "cached") if found is not None else (self._finish("ran", self._make), "ran")
+
+    def hit(self) -> Artifact | None:
+        """The stored artifact, logged as 'cached'; None when the stage has to be computed."""
+        self.place.run.listener.stage_started(self.place, self.stage)
+        return self._finish("cached", lambda: self.place.run.store.find(self.stage, self.key))
+
+    def _finish(self, outcome: str, get: Callable[[], Found]) -> Found:
+        """What `get` gives, logged and told; None is no outcome, an exception is the outcome 'failed'."""
+        run, started, at = self.place.run, time.perf_counter(), datetime.now(UTC)
         try:
-            artifact, outcome = run.store.find(self.stage, self.key), "cached"
-            if artifact is None:
-                artifact, outcome = self._make(), "ran"
+            artifact = get()
         except BaseException as error:
             self.log(at, "failed", time.perf_counter() - started, None, error)
             raise
-        seconds = time.perf_counter() - started
-        with disk_full_explained(run.store.root):
-            self.log(at, outcome, seconds, artifact, None)
-        self.remember(artifact)
-        run.listener.stage_finished(self.place, self.stage, outcome, seconds, artifact.summary)
-        return artifact, outcome
+        if artifact is not None:
+            seconds = time.perf_counter() - started
+            with disk_full_explained(run.store.root):
+                self.log(at, outcome, seconds, artifact, None)
+            self.remember(artifact)
+            run.listener.stage_finished(self.place, self.stage, outcome, seconds, artifact.summary)
+        return artifact
 
     def remember(self, artifact: Artifact) -> None:
         """Keep the call of an artifact with folders: those may be dropped, and made again by this call."""

@@ -61,19 +61,18 @@ class Take:
 
 @dataclass(frozen=True)
 class Run:
-    """One attempt at a run: where it is stored and who watches. `uses_prefect` reports each stage as a Prefect task."""
+    """One attempt at a run: where it is stored and who watches."""
 
     name: str
     attempt: str
     store: Store
     listener: Listener = field(default_factory=Listener)
-    uses_prefect: bool = True
     device: str = "auto"
     threads: int = 0
     takes: tuple[Take, ...] = ()
     """Reruns of this attempt, oldest first."""
     perform: "Callable[[Call], Artifact] | None" = None
-    """What to do with a call of a stage, instead of finding or computing it: a plan only looks."""
+    """What to do with a call of a stage, instead of finding or computing it: Prefect displays it, a plan only looks."""
     makers: "dict[tuple[str, str], Call]" = field(default_factory=dict, compare=False)
     """(stage, key) -> the call that makes the artifact, for those that can be rebuilt (tasks/rebuilding.py)."""
 

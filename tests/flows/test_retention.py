@@ -66,7 +66,7 @@ def test_dropped_policies_are_rebuilt_from_rollouts_and_advantages_bit_by_bit(da
     before = {step: weights(artifact) for step, artifact in policies(data).items()}
     retrain(data, "keep_policies=last(1)", learning=learning)
     experiment = stored_experiment(data, "quickstart")
-    run = at_attempt(Run("quickstart", "", Store(data), uses_prefect=False), experiment, None)
+    run = at_attempt(Run("quickstart", "", Store(data)), experiment, None)
     learn_makers(run, experiment)
     found = policies(data)
     rebuild(run, found[3])  # by way of steps 1 and 2, which stay dropped
@@ -93,7 +93,7 @@ def test_a_policy_that_another_run_uses_is_left_alone(data, learning):
 def test_weights_that_come_out_differently_are_refused_and_stay_dropped(data, learning):
     retrain(data, "keep_policies=last(1)", learning=learning)
     experiment = stored_experiment(data, "quickstart")
-    run = at_attempt(Run("quickstart", "", Store(data), uses_prefect=False), experiment, None)
+    run = at_attempt(Run("quickstart", "", Store(data)), experiment, None)
     learn_makers(run, experiment)
     first = policies(data)[1]
     call = run.makers["training", first.key]
