@@ -1,5 +1,6 @@
 """What earlier executions say of a stage: what it was computed from the last time, how it failed, what it cost."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def stored_experiment(data_root: Path, name: str) -> Experiment:
             f"no run has been stored under {data_root.resolve()}; start one with `tempo train quickstart`, or name "
             "another folder with --data-root"
         )
-    started = {event["run"]: event for event in read_events(log) if event.get("state") == "started"}
+    started = {event["run"]: event for event in read_events(log, "run") if event["state"] == "started"}
     return parse_experiment(started[find_run(sorted(started), name)]["experiment"], origin=f"the stored run {name!r}")
 
 
@@ -68,31 +69,21 @@ class History:
     """The stage events of a commit log, as far as one run's plan needs them."""
 
     def __init__(self, log: Path, run: str) -> None:
-        self._last: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-        self._failure: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-        self._costs: dict[tuple[Any, ...], list[Cost]] = defaultdict(list)
-        for event in read_events(log):
-            if event.get("event") != "stage":
-                continue
-            is_own = event["run"] == run
-            place = (event["step"], event["purpose"], event["label"], event["stage"])
-            if event["outcome"] == "ran":
-                cost = Cost(event["seconds"], event.get("tokens") or 0, event.get("bytes") or 0)
-                for key in (place[1:], (is_own, *place[1:])):
-                    self._costs[key].append(cost)
-            if is_own and event["outcome"] == "failed":
-                self._failure[place] = event
-            elif is_own and event["outcome"] in ("ran", "cached"):
-                self._last[place] = event
-                self._failure.pop(place, None)
+        self.log = log
+        self.run = run
+
+    @functools.cached_property
+    def _read(self) -> "_Events":
+        """The log is read when the first question is asked: a plan of hits only asks none."""
+        return _Events(self.log, self.run)
 
     def last(self, call: Call) -> Mapping[str, Any] | None:
         """The newest event of the stage at this place that ended with an artifact."""
-        return self._last.get(_place(call))
+        return self._read.last.get(_place(call))
 
     def failure(self, call: Call) -> str | None:
         """Why the stage failed at this place, if that is the newest thing known of it."""
-        event = self._failure.get(_place(call))
+        event = self._read.failures.get(_place(call))
         return str(event["error"]) if event else None
 
     def differences(self, call: Call, unknown: set[str]) -> list[str]:
@@ -113,11 +104,32 @@ class History:
     def cost_of(self, call: Call) -> Cost:
         """Mean of the last executions: this run's, else any run's; of this label, whatever the step."""
         place = _place(call)[1:]
-        known = (self._costs.get((True, *place)) or self._costs.get(place) or [])[-RECENT:]
+        known = (self._read.costs.get((True, *place)) or self._read.costs.get(place) or [])[-RECENT:]
         if not known:
             return Cost(num_unknown=1)
         total = sum(known, Cost())
         return Cost(total.seconds / len(known), total.tokens / len(known), total.num_bytes / len(known))
+
+
+class _Events:
+    """Newest artifact and newest failure by place, and the costs of what was computed."""
+
+    def __init__(self, log: Path, run: str) -> None:
+        self.last: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        self.failures: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        self.costs: dict[tuple[Any, ...], list[Cost]] = defaultdict(list)
+        for event in read_events(log, "stage"):
+            is_own = event["run"] == run
+            place = (event["step"], event["purpose"], event["label"], event["stage"])
+            if event["outcome"] == "ran":
+                cost = Cost(event["seconds"], event.get("tokens") or 0, event.get("bytes") or 0)
+                for key in (place[1:], (is_own, *place[1:])):
+                    self.costs[key].append(cost)
+            if is_own and event["outcome"] == "failed":
+                self.failures[place] = event
+            elif is_own and event["outcome"] in ("ran", "cached"):
+                self.last[place] = event
+                self.failures.pop(place, None)
 
 
 def _place(call: Call) -> tuple[Any, ...]:

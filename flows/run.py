@@ -150,7 +150,7 @@ def open_run(
 
 def at_attempt(run: Run, experiment: Experiment, rerun: Rerun | None, flow_run: str | None = None) -> Run:
     """The run with the attempt and the takes that the experiment, the log and a request for a rerun lead to."""
-    events = [e for e in read_events(run.log) if e.get("event") == "run" and e.get("run") == run.name]
+    events = [event for event in read_events(run.log, "run") if event["run"] == run.name]
     started = [event for event in events if event["state"] == "started"]
     base = attempt_of(experiment)
     if rerun is None:

@@ -73,7 +73,8 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        with open(f"{self.path}/{MANIFEST}", "rb") as file:
+            loaded: dict[str, Any] = json.load(file)
         return loaded
 
     def part(self, name: str) -> Part:
@@ -116,7 +117,7 @@ class Artifact:
         cut = {
             name
             for name, part in self.manifest["parts"].items()
-            if not all(_has_size(self.path / file, facts["bytes"]) for file, facts in part["files"].items())
+            if not all(_has_size(f"{self.path}/{file}", facts["bytes"]) for file, facts in part["files"].items())
         }
         return not cut or cut <= self.dropped  # the marker is asked for only when files are missing
 
@@ -253,9 +254,9 @@ def _file_facts(file: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(handle, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
-def _has_size(file: Path, size: int) -> bool:
+def _has_size(file: str, size: int) -> bool:
     try:
-        return file.stat().st_size == size
+        return os.stat(file).st_size == size
     except FileNotFoundError:
         return False
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from storage.artifact import Artifact, Part, Staging
 from storage.commit_log import append_event
-from storage.fingerprint import canonical, fingerprint
+from storage.fingerprint import canonical, fingerprint, fingerprint_of_canonical
 from storage.schema import SCHEMA_VERSION
 from tasks.place import Context, Place, Summary
 
@@ -51,7 +51,7 @@ class Call:
 
     @functools.cached_property
     def key(self) -> str:
-        return fingerprint(self.key_parts)
+        return fingerprint_of_canonical(self.key_parts)
 
     def run(self) -> tuple[Artifact, str]:
         """The artifact and 'cached' or 'ran'; what happened goes to the commit log and the listener."""
