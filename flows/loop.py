@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flows.progress import current_listener
 from flows.run import Sources, find_sources, open_run
-from flows.scoring import evaluate_policy
+from flows.scoring import evaluate_policy, separate_benchmarks
 from storage.artifact import Artifact
 from tasks.config import Experiment
 from tasks.core.seeds import derive_seed
@@ -47,6 +47,7 @@ def prepare(run: Run, experiment: Experiment, sources: Sources) -> tuple[Artifac
     questions = prompts(
         run.at(0), source=sources.prompts, tokenizer=tokenizer, config=experiment.prompts, verifier=sources.verifier
     )
+    separate_benchmarks(run, experiment, sources, questions, start)
     if not experiment.warm_start.updates:
         return start, questions, start
     pairs = demonstrations(

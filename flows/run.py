@@ -1,5 +1,6 @@
 """Opening a run: everything that can be refused is refused here, before any work; then the lock, the log, the end."""
 
+import dataclasses
 import functools
 import platform
 import subprocess
@@ -114,6 +115,7 @@ def open_run(
         uses_prefect=uses_prefect,
         device=experiment.device,
         threads=experiment.threads,
+        limits=dataclasses.asdict(experiment.contracts),
     )
     lock = data_root / "locks" / f"{experiment.run}.lock"
     if attempt:  # scores added to a stored attempt: they append, and need neither its lock nor an entry of their own
@@ -155,7 +157,8 @@ def _log(run: Run, state: str, **extra: Any) -> None:
 
 def _places(experiment: Experiment) -> dict[str, Any]:
     """Keys that are no identity but are needed to open the run again."""
-    return {"hub_root": experiment.hub_root} if experiment.hub_root else {}
+    contracts = {"contracts": dataclasses.asdict(experiment.contracts)}
+    return contracts | ({"hub_root": experiment.hub_root} if experiment.hub_root else {})
 
 
 def code_version() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tasks.experiment import apply_overrides, parse_experiment
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "hub_root", "device", "threads")
+SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "contracts.", "hub_root", "device", "threads")
 """Keys that `tempo evaluate --set` takes."""
 
 

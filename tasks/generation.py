@@ -82,9 +82,8 @@ def generation(
     }
     texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
     prompt_ids = [table.column("prompt_id")[int(p)].as_py() for p in chosen]
-    columns = _identifiers(context.key, prompt_ids, num_samples) | {"text": texts, "seed": seeds}
-    columns["epoch"] = [epoch for epoch in selection.epochs(table.num_rows) for _ in range(num_samples)]
-    columns |= {name: [value] * len(texts) for name, value in same_for_all.items()}
+    columns = _identifiers(context.key, prompt_ids, selection.epochs(table.num_rows), num_samples)
+    columns |= {"text": texts, "seed": seeds} | {name: [value] * len(texts) for name, value in same_for_all.items()}
     context.staging.add_table("rollouts", columns | _sampled_columns(samples))
     return {
         "completions": len(texts),
@@ -93,13 +92,14 @@ def generation(
     }
 
 
-def _identifiers(key: str, prompt_ids: list[str], num_samples: int) -> dict[str, Any]:
+def _identifiers(key: str, prompt_ids: list[str], epochs: list[int | None], num_samples: int) -> dict[str, Any]:
     """Group and rollout ids are the stage's key and counters: unique among all generations, the same when rerun."""
     groups = [f"{key[:12]}-{g:05d}" for g in range(len(prompt_ids))]
     return {
         "rollout_id": [f"{group}-{i:03d}" for group in groups for i in range(num_samples)],
         "group_id": [group for group in groups for _ in range(num_samples)],
         "prompt_id": [prompt_id for prompt_id in prompt_ids for _ in range(num_samples)],
+        "epoch": [epoch for epoch in epochs for _ in range(num_samples)],
     }
 
 

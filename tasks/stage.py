@@ -22,6 +22,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from storage.artifact import Artifact, Part, Staging, Store
 from storage.commit_log import append_event
+from storage.contracts import check_contracts
 from storage.fingerprint import canonical, fingerprint
 
 P = ParamSpec("P")
@@ -56,6 +57,8 @@ class Run:
     uses_prefect: bool = True
     device: str = "auto"
     threads: int = 0
+    limits: Mapping[str, float | bool] = field(default_factory=dict, compare=False)
+    """Figures that contracts compare with (config.ContractsConfig); one that is absent is not compared."""
 
     @property
     def log(self) -> Path:
@@ -156,6 +159,9 @@ class _Call:
                 progress=lambda done, total: run.listener.stage_progress(self.place, self.stage, done, total),
             )
             staging.summary = canonical(self.compute(context, **self.identity))
+            inputs = {name: value for name, value in self.identity.items() if isinstance(value, Part)}
+            limits = {name: value for name, value in self.identity.items() if isinstance(value, int | float)}
+            check_contracts(self.stage, staging, inputs, {**run.limits, **limits})
             return run.store.commit(staging, self.stage, self.key, self.key_parts)
 
     def _log(
