@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from storage.dropping import MARKER
+
 if TYPE_CHECKING:
     from storage.schema import Table
 
@@ -58,9 +60,14 @@ def _locate_files(connection: duckdb.DuckDBPyConnection, base: Path) -> None:
     """Make the files of `links` absolute, and move those that are gone to `missing_files`: one would fail a view."""
     connection.execute(f"UPDATE links SET file = {_literal(str(base) + '/')} || file")
     files = [file for (file,) in connection.execute("SELECT DISTINCT file FROM links").fetchall()]
-    gone = ", ".join(_literal(file) for file in files if not Path(file).exists())
+    gone = ", ".join(_literal(file) for file in files if not _is_there(Path(file)))
     connection.execute(f"CREATE TABLE missing_files AS FROM links WHERE list_contains([{gone}]::VARCHAR[], file)")
     connection.execute("DELETE FROM links WHERE file IN (SELECT file FROM missing_files)")
+
+
+def _is_there(file: Path) -> bool:
+    """The file or folder exists, or its artifact says that it was dropped on purpose."""
+    return file.exists() or (file.parent / MARKER).exists()
 
 
 def _create_table_views(connection: duckdb.DuckDBPyConnection) -> None:
