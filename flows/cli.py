@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: not an error of ours
         return 0
     except (ValueError, FileNotFoundError) as error:
-        return _fail(error, 2)
+        return _fail(error, getattr(error, "exit_code", 2))  # a broken contract (ContractBreach) is a failure: 1
     except (OSError, RuntimeError, FloatingPointError) as error:
         return _fail(error, 1)
     return code

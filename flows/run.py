@@ -123,6 +123,7 @@ def open_run(
         perform=display.perform if display else None,
         device=experiment.device,
         threads=experiment.threads,
+        limits=asdict(experiment.contracts),
     )
     if attempt:  # rows added to a stored attempt: they append, and need neither its lock nor an entry of their own
         yield run

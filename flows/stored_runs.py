@@ -19,7 +19,7 @@ from tasks.place import Take
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "hub_root", "device", "threads")
+SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "contracts.", "hub_root", "device", "threads")
 """Keys that `tempo evaluate --set` takes."""
 
 

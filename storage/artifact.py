@@ -128,11 +128,13 @@ class Staging:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.parts: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, pa.Table] = {}
+        """Rows of the tables added so far, for the contracts."""
         self.summary: dict[str, Any] = {}
 
     def add_table(self, name: str, columns: Mapping[str, Any]) -> pa.Table:
         """Write one declared table; returns its rows in key order."""
-        rows = make_table(name, columns)
+        rows = self.tables[name] = make_table(name, columns)
         file = f"{name}.parquet"
         write_table(self.path / file, name, rows)
         self.parts[name] = {
@@ -143,6 +145,18 @@ class Staging:
             "files": {file: _file_facts(self.path / file)},
         }
         return rows
+
+    def evidence(self, stage: str) -> Path:
+        """Where the folder goes when its contents break a contract: quarantine/<stage>-<key>-<random>."""
+        key, _, random = self.path.name.split("-")
+        return self.path.parent.parent.parent / "quarantine" / f"{stage}-{key}-{random}"
+
+    def set_aside(self, evidence: Path, facts: Mapping[str, Any]) -> None:
+        """Move the folder to `evidence`, with the facts in breach.json: it can no longer be committed."""
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        (self.path / "breach.json").write_text(text, encoding="utf-8")
+        evidence.parent.mkdir(exist_ok=True)
+        shutil.move(self.path, evidence)  # artifacts may be a link to another disk
 
     def add_folder(self, name: str, folder: Path) -> None:
         """Register a folder already written below `path`; its digest covers every file's name and bytes."""

@@ -24,6 +24,10 @@ class NotReading(ValueError):
     """The statement does something other than read."""
 
 
+class NewerSchema(ValueError):
+    """The data root was written by a later version."""
+
+
 def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
     """Connect to the tables below a data root. Only files below it can be read, and nothing can be written.
 
@@ -37,6 +41,7 @@ def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
         )
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     connection.execute(_query("log").replace("$log", _literal(str(log))))
+    _refuse_newer(connection, root)
     _locate_files(connection, root.resolve())
     _create_table_views(connection)
     for view in ("token_credit", "branch_statistics"):
@@ -74,27 +79,47 @@ def _create_table_views(connection: duckdb.DuckDBPyConnection) -> None:
     """One view per declared table, over its committed files; an empty one with its columns if there are none."""
     from storage.schema import TABLES
 
-    found: dict[str, list[str]] = {}
-    for part, file in connection.execute("SELECT DISTINCT part, file FROM links ORDER BY file").fetchall():
-        found.setdefault(part, []).append(file)
+    found: dict[str, dict[int, list[str]]] = {}
+    rows = "SELECT DISTINCT part, schema_version, file FROM links WHERE ends_with(file, '.parquet') ORDER BY ALL"
+    for part, version, file in connection.execute(rows).fetchall():
+        found.setdefault(part, {}).setdefault(version, []).append(file)
     for table in TABLES.values():
-        connection.execute(_view(table, found.get(table.name, [])))
+        connection.execute(_view(table, found.get(table.name, {})))
 
 
-def _view(table: "Table", paths: list[str]) -> str:
-    columns = ", ".join(f"t.{column.name}" for column in table.columns)
-    if not paths:
+def _refuse_newer(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    """Raise NewerSchema when a later version of this package has written to the root."""
+    from storage.schema import SCHEMA_VERSION
+
+    (newest,) = connection.execute("SELECT max(schema_version) FROM events").fetchone() or (None,)
+    if newest is not None and newest > SCHEMA_VERSION:
+        raise NewerSchema(
+            f"{root.resolve()} holds tables of schema version {newest}; this version reads up to {SCHEMA_VERSION}: "
+            "a newer version of tempo has written there. Update this one (git pull && make setup), or name another "
+            "folder with --data-root"
+        )
+
+
+def _view(table: "Table", files: dict[int, list[str]]) -> str:
+    """A view over the files of a table, by schema version: columns that a version did not have yet are NULL."""
+    if not files:
         empty = ", ".join(f"NULL::{_sql_type(str(c.type))} AS {c.name}" for c in table.columns)
         return (
             f"CREATE VIEW {table.name} AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS step, "
             f"NULL::VARCHAR AS purpose, {empty} WHERE false"
         )
-    listed = ", ".join(_literal(path) for path in paths)
-    return (
-        f"CREATE VIEW {table.name} AS SELECT l.run, l.step, l.purpose, {columns} "
-        f"FROM read_parquet([{listed}], filename = true) t "
-        f"JOIN links l ON l.file = t.filename AND l.part = {_literal(table.name)}"
-    )
+    selects = []
+    for version, paths in sorted(files.items()):
+        columns = ", ".join(
+            f"t.{c.name}" if c.since <= version else f"NULL::{_sql_type(str(c.type))} AS {c.name}"
+            for c in table.columns
+        )
+        selects.append(
+            f"SELECT l.run, l.step, l.purpose, {columns} "
+            f"FROM read_parquet([{', '.join(map(_literal, paths))}], filename = true) t "
+            f"JOIN links l ON l.file = t.filename AND l.part = {_literal(table.name)}"
+        )
+    return f"CREATE VIEW {table.name} AS {' UNION ALL '.join(selects)}"
 
 
 def _sql_type(arrow: str) -> str:

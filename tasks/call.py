@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from storage.artifact import Artifact, Part, Staging
 from storage.commit_log import append_event
+from storage.contracts import check_contracts
 from storage.fingerprint import canonical, fingerprint, fingerprint_of_canonical
 from storage.schema import SCHEMA_VERSION
 from tasks.place import Context, Place, Summary
@@ -109,6 +110,8 @@ class Call:
                 progress=lambda done, total: run.listener.stage_progress(self.place, self.stage, done, total),
             )
             staging.summary = canonical(self.compute(context, **self.identity))
+            numbers = {name: value for name, value in self.identity.items() if isinstance(value, int | float)}
+            check_contracts(self.stage, staging, self.inputs, {**run.limits, **numbers})
             yield staging
 
     def log(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Summary = dict[str, Any]
 """Figures for people: stored with the artifact, shown when it is made and when it is found again."""
 
-EVAL_STAGES = ("evaluation", "separation")
+EVAL_STAGES = ("evaluation",)
 """Stages that stand in a run with purpose 'eval' only."""
 
 
@@ -69,6 +69,8 @@ class Run:
     listener: Listener = field(default_factory=Listener)
     device: str = "auto"
     threads: int = 0
+    limits: Mapping[str, float | bool] = field(default_factory=dict, compare=False)
+    """Figures that contracts compare with (config.ContractsConfig); one that is absent is not compared."""
     takes: tuple[Take, ...] = ()
     """Reruns of this attempt, oldest first."""
     perform: "Callable[[Call], Artifact] | None" = None
