@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", _train, "train as an experiment says, from the last committed stage", working)
     train.add_argument("experiment", help="a name in deployments/experiments, or a .toml file")
     evaluate = add("evaluate", _evaluate, "score a policy on benchmarks", working)
-    evaluate.add_argument("policy", help="a policy id, RUN@STEP, or a Hugging Face checkpoint (folder or Hub id)")
+    evaluate.add_argument(
+        "policy", help="a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id)"
+    )
     evaluate.add_argument("--benchmarks", default="", help="names, separated by commas (default: those of its run)")
     evaluate.add_argument("--limit", type=int, help="score only this many prompts of each benchmark")
     sql = add("sql", _sql, "answer a question about rollouts, verdicts, trees, advantages, updates and scores")
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     sql.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
     sql.add_argument("--output", type=Path, help="write to this file (needed for parquet)")
     add("runs", _runs, "list the stored runs")
+    deploy = add("deploy", _deploy, "register deployments, work pools and automations on the configured Prefect server")
+    deploy.add_argument("--only", metavar="NAME", help="register this deployment only (with all pools and automations)")
     return parser
 
 
@@ -108,9 +112,10 @@ def _train(options: argparse.Namespace) -> int:
 
             train_experiment(experiment, options.data_root, uses_prefect=False)
         else:
+            from flows.forms import Settings, filled_in
             from flows.train import train
 
-            train(options.experiment, options.set, str(options.data_root))
+            train(options.experiment, filled_in(Settings, options.set), data_root=str(options.data_root))
 
     return _watched(options, experiment, work)
 
@@ -129,7 +134,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         if options.no_server:
             evaluate.evaluate_stored(stored, experiment, options.data_root, uses_prefect=False)
         else:
-            evaluate.evaluate(options.policy, benchmarks, overrides, str(options.data_root))
+            from flows.forms import ScoringSettings, filled_in
+
+            form = filled_in(ScoringSettings, overrides)
+            evaluate.evaluate(options.policy, benchmarks, form, data_root=str(options.data_root))
 
     return _watched(options, experiment, work, step=stored.step, stored=stored.policy is not None)
 
@@ -187,6 +195,13 @@ def _runs(options: argparse.Namespace) -> int:
         "SELECT run, state, last_stage, num_ran, num_cached, started_at, last_event_at FROM runs ORDER BY last_event_at"
     )
     print_query(options.data_root, statement, "table", None)
+    return 0
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from flows.deploy import deploy
+
+    deploy(options.data_root, options.only)
     return 0
 
 
