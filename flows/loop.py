@@ -3,11 +3,14 @@
 Nothing here knows Prefect: the same walk through the stages trains (under the flow `train`), and plans.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flows.progress import current_listener
+from flows.retention import Retention
 from flows.run import Sources, find_sources, open_run
 from flows.scoring import evaluate_policy
+from flows.takes import Rerun, settings_at
 from storage.artifact import Artifact
 from tasks.config import Experiment
 from tasks.core.seeds import derive_seed
@@ -24,19 +27,33 @@ from tasks.verification import verification
 from tasks.warm_start import warm_start
 
 
-def train_experiment(experiment: Experiment, data_root: Path, *, uses_prefect: bool) -> None:
-    """Find what the experiment names, open its run, and go through its stages."""
-    sources = find_sources(experiment)
-    with open_run(experiment, data_root, current_listener(experiment), uses_prefect=uses_prefect) as run:
-        policy, questions, tokenizer = prepare(run, experiment, sources)
-        evaluate_policy(run, experiment, sources, policy, tokenizer, step=0)
-        optimizer = None
-        for step in range(1, experiment.steps + 1):
-            policy = train_step(run, experiment, sources, policy, optimizer, questions, step)
-            optimizer = policy
-            is_due = experiment.evaluate_every and step % experiment.evaluate_every == 0
-            if is_due or step == experiment.steps:
-                evaluate_policy(run, experiment, sources, policy, tokenizer, step=step)
+def train_experiment(
+    experiment: Experiment, data_root: Path, *, uses_prefect: bool, rerun: Rerun | None = None
+) -> None:
+    """Find what the experiment names, open its run, and go through its stages; `rerun` computes one of them again."""
+    find_sources(experiment)
+    listener = current_listener(experiment)
+    with open_run(experiment, data_root, listener, uses_prefect=uses_prefect, rerun=rerun) as run:
+        retention = Retention(run, experiment.keep_policies)
+        walk(run, experiment, after_step=retention.add)
+
+
+def walk(run: Run, experiment: Experiment, after_step: Callable[[int, Artifact], None] = lambda *_: None) -> None:
+    """Every stage of the run in order. What a call of a stage does is the run's matter: it trains, or it plans."""
+    settings = settings_at(experiment, run.takes, 0)
+    sources = find_sources(settings)
+    policy, questions, tokenizer = prepare(run, settings, sources)
+    evaluate_policy(run, settings, sources, policy, tokenizer, step=0)
+    optimizer = None
+    for step in range(1, experiment.steps + 1):
+        settings = settings_at(experiment, run.takes, step)
+        sources = find_sources(settings)
+        policy = train_step(run, settings, sources, policy, optimizer, questions, step)
+        optimizer = policy
+        is_due = experiment.evaluate_every and step % experiment.evaluate_every == 0
+        if is_due or step == experiment.steps:
+            evaluate_policy(run, settings, sources, policy, tokenizer, step=step)
+        after_step(step, policy)
 
 
 def prepare(run: Run, experiment: Experiment, sources: Sources) -> tuple[Artifact, Artifact, Artifact]:

@@ -5,14 +5,15 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flows.takes import Rerun, takes_as_json, takes_of_rerun, takes_of_training
 from storage.artifact import Store
 from storage.commit_log import read_events
-from storage.fingerprint import canonical
+from storage.fingerprint import fingerprint
 from storage.lock import run_lock
 from tasks.config import Experiment
 from tasks.core.advantage import ESTIMATORS
@@ -97,31 +98,39 @@ def check_writable(data_root: Path) -> None:
 
 @contextmanager
 def open_run(
-    experiment: Experiment, data_root: Path, listener: Listener, *, uses_prefect: bool, attempt: str | None = None
+    experiment: Experiment,
+    data_root: Path,
+    listener: Listener,
+    *,
+    uses_prefect: bool,
+    attempt: str | None = None,
+    rerun: Rerun | None = None,
 ) -> Iterator[Run]:
     """Hold the run and log how it ends: completed, failed, interrupted (or nothing more: killed).
 
-    `attempt` names a stored attempt that is only added to.
+    `attempt` names a stored attempt that is only added to; `rerun` asks for a stage to be computed again.
 
     Raises RunLocked when another process works on it, and OSError with a remedy when the data root is not writable.
     """
     check_writable(data_root)
     run = Run(
         name=experiment.run,
-        attempt=attempt or attempt_of(experiment),
+        attempt=attempt or "",
         store=Store(data_root),
         listener=listener,
         uses_prefect=uses_prefect,
         device=experiment.device,
         threads=experiment.threads,
     )
-    lock = data_root / "locks" / f"{experiment.run}.lock"
-    if attempt:  # scores added to a stored attempt: they append, and need neither its lock nor an entry of their own
+    if attempt:  # rows added to a stored attempt: they append, and need neither its lock nor an entry of their own
         yield run
         return
-    with run_lock(lock, experiment.run):
+    with run_lock(data_root / "locks" / f"{experiment.run}.lock", experiment.run):
+        flow_run = _flow_run() if uses_prefect else None
+        run = at_attempt(run, experiment, rerun, flow_run)
         _tell_other_attempt(run)
-        _log(run, "started", experiment=canonical(experiment) | _places(experiment), code=code_version())
+        facts = {"experiment": asdict(experiment), "base": attempt_of(experiment), "takes": takes_as_json(run.takes)}
+        _log(run, "started", code=code_version(), flow_run=flow_run, **facts)
         try:
             yield run
         except Exception as error:
@@ -133,13 +142,36 @@ def open_run(
         _log(run, "completed")
 
 
+def at_attempt(run: Run, experiment: Experiment, rerun: Rerun | None, flow_run: str | None = None) -> Run:
+    """The run with the attempt and the takes that the experiment, the log and a request for a rerun lead to."""
+    events = [e for e in read_events(run.log) if e.get("event") == "run" and e.get("run") == run.name]
+    started = [event for event in events if event["state"] == "started"]
+    base = attempt_of(experiment)
+    if rerun is None:
+        takes = takes_of_training(started, base)
+    else:
+        takes = takes_of_rerun(started, rerun, ended=events[-1]["state"] == "completed", flow_run=flow_run)
+    attempt = fingerprint({"base": base, "takes": takes_as_json(takes)})[:8] if takes else base
+    return replace(run, attempt=attempt, takes=takes)
+
+
+def _flow_run() -> str | None:
+    """Id of the Prefect flow run that this code runs in."""
+    from prefect.runtime import flow_run
+
+    return flow_run.id
+
+
 def _tell_other_attempt(run: Run) -> None:
     """Say so when the run's name was last used with other settings: SQL shows the rows of one attempt at a time."""
-    attempts = [event["attempt"] for event in read_events(run.log) if event.get("run") == run.name]
+    attempts = [
+        event["attempt"] for event in read_events(run.log) if event.get("run") == run.name and "attempt" in event
+    ]
     if attempts and attempts[-1] != run.attempt:
         known = "are used again" if run.attempt in attempts else "are new"
+        what = f"The rerun {run.takes[-1].name}" if run.takes else "The settings"
         run.listener.note(
-            f"The settings of the run {run.name!r} {known}: SQL now shows this attempt ({run.attempt}); the rows of "
+            f"{what} of the run {run.name!r} {known}: SQL now shows this attempt ({run.attempt}); the rows of "
             f"attempt {attempts[-1]} stay stored and are shown again with its settings. To see both: --set run=NAME"
         )
 
@@ -151,11 +183,6 @@ def _log(run: Run, state: str, **extra: Any) -> None:
     except OSError:
         if state in ("started", "completed"):
             raise  # otherwise the failure that ended the run is the one to tell
-
-
-def _places(experiment: Experiment) -> dict[str, Any]:
-    """Keys that are no identity but are needed to open the run again."""
-    return {"hub_root": experiment.hub_root} if experiment.hub_root else {}
 
 
 def code_version() -> dict[str, Any]:

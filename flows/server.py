@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 START_SECONDS = 180
 """A first start migrates the database: 3-6 s on an idle machine, much more on a busy one."""
@@ -26,6 +27,9 @@ STARTING_SECONDS = 10
 """How long a recorded server that does not answer yet is waited for, before another one is started."""
 
 FLUSH_SECONDS = 10
+SETTLE_SECONDS = 0.3
+"""Pause between two counts of the server's task runs; when they agree, it has written them all."""
+STEADY_POLLS = 6
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -64,6 +68,7 @@ def prefect_server(data_root: Path) -> Iterator[str]:
         with _locked(home / "start.lock", fcntl.LOCK_EX):
             try:
                 fcntl.flock(user, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _settle(url)
                 _stop(home)
             except BlockingIOError:
                 pass  # another command still uses the server, and will stop it
@@ -197,6 +202,31 @@ def _flush() -> None:
 
         for worker in (APILogWorker, EventsWorker):
             worker.drain_all(timeout=FLUSH_SECONDS)
+
+
+def _settle(url: str) -> None:
+    """Wait until the server has written what it was sent: it records task runs from a queue, which dies with it."""
+    if "prefect" not in sys.modules:
+        return
+    before, steady = None, 0
+    while steady < STEADY_POLLS:  # task runs of a command that was killed stay unfinished for ever
+        unfinished = {"task_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "SCHEDULED"]}}}}
+        counts = [_count_task_runs(url, where) for where in ({}, unfinished)]
+        if counts == before and not counts[1]:
+            return
+        before, steady = counts, steady + 1 if counts == before else 0
+        time.sleep(SETTLE_SECONDS)
+
+
+def _count_task_runs(url: str, where: dict[str, Any]) -> int:
+    """How many task runs the server has written; 0 when it does not answer."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/task_runs/count", json.dumps(where).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return int(answer.read())
+    except (OSError, ValueError):
+        return 0
 
 
 def _stop(home: Path) -> None:

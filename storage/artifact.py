@@ -3,6 +3,7 @@
 Layout below the data root:
 
     artifacts/<stage>/<key>/manifest.json, <table>.parquet, <folder>/...    committed, never changed afterwards
+    artifacts/<stage>/<key>/dropped.json                                    names of folders dropped since (dropping.py)
     artifacts/.staging/<key>-<pid>-<random>/                                being written; swept once its writer is gone
     log.jsonl                                                               one line per event (commit_log.py)
 
@@ -16,7 +17,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from storage import dropping
+from storage.dropping import flush
 from storage.fingerprint import canonical, fingerprint
+from storage.lock import folder_lock
 from storage.parquet import make_table, read_table, table_digest, write_table
 from storage.schema import SCHEMA_VERSION
 
@@ -48,6 +52,11 @@ class Part:
     def path(self) -> Path:
         """The Parquet file, or the folder."""
         return self.artifact.path / str(self.artifact.manifest["parts"][self.name]["path"])
+
+    @property
+    def is_dropped(self) -> bool:
+        """The folder was dropped to save disk: its digest is known, its files are not to be used."""
+        return self.name in self.artifact.dropped
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Rows of a table part."""
@@ -80,12 +89,36 @@ class Artifact:
         return stored
 
     @property
+    def take(self) -> str | None:
+        """Name of the rerun that computed the artifact again; None for the first time."""
+        name: str | None = self.manifest["key_parts"].get("take")
+        return name
+
+    @property
     def tables(self) -> list[str]:
         return [name for name, part in self.manifest["parts"].items() if part["kind"] == "table"]
 
     @property
+    def dropped(self) -> frozenset[str]:
+        """Names of the parts whose files were dropped (dropping.py). Read anew each time: another process may drop."""
+        return dropping.read_marker(self.path)
+
+    @property
     def num_bytes(self) -> int:
-        return sum(file["bytes"] for part in self.manifest["parts"].values() for file in part["files"].values())
+        """Bytes of the files, those of dropped parts left out."""
+        dropped = self.dropped
+        kept = [part for name, part in self.manifest["parts"].items() if name not in dropped]
+        return sum(file["bytes"] for part in kept for file in part["files"].values())
+
+    def is_whole(self) -> bool:
+        """Every file of every part that is not dropped is there, with its size. Raises ValueError, OSError, KeyError
+        for an unreadable manifest."""
+        cut = {
+            name
+            for name, part in self.manifest["parts"].items()
+            if not all(_has_size(self.path / file, facts["bytes"]) for file, facts in part["files"].items())
+        }
+        return not cut or cut <= self.dropped  # the marker is asked for only when files are missing
 
 
 class Staging:
@@ -143,20 +176,20 @@ class Store:
     def path_of(self, stage: str, key: str) -> Path:
         return self.artifacts / stage / key
 
-    def find(self, stage: str, key: str) -> Artifact | None:
+    def find(self, stage: str, key: str, *, sets_aside: bool = True) -> Artifact | None:
         """The committed artifact of this key, or None. One whose files are missing or cut short is set aside."""
         path = self.path_of(stage, key)
         if not path.exists():
             return None
         artifact = Artifact(stage, key, path)
-        try:
-            parts = artifact.manifest["parts"].values()
-            sizes = [(path / file, facts["bytes"]) for part in parts for file, facts in part["files"].items()]
-            if all(file.stat().st_size == size for file, size in sizes):
-                return artifact
-        except (OSError, ValueError, KeyError):
-            pass  # an unreadable manifest or a missing file: damaged all the same
-        self._set_aside(path)
+        if _looks_whole(artifact):
+            return artifact
+        if not sets_aside:
+            return None
+        with suppress(FileNotFoundError), folder_lock(path):  # another process may be dropping or restoring a part
+            if _looks_whole(Artifact(stage, key, path)):
+                return Artifact(stage, key, path)
+            self._set_aside(path)
         return None
 
     def _set_aside(self, path: Path) -> None:
@@ -165,6 +198,16 @@ class Store:
         quarantine.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):  # another process has set it aside
             os.rename(path, quarantine / f"{path.parent.name}-{path.name[:16]}-{uuid.uuid4().hex[:8]}")
+
+    def drop_parts(self, artifact: Artifact, names: Iterable[str]) -> None:
+        """Remove folder parts of an artifact to save disk; whole or dropped at any instant. ValueError for a table."""
+        with self.staging(artifact.key) as staging:
+            dropping.drop_parts(artifact, names, staging.path)
+
+    def restore_parts(self, artifact: Artifact, staging: Staging, names: Iterable[str]) -> None:
+        """Put rebuilt folders of a staging back into an artifact. ValueError when their digests are not the dropped
+        ones; nothing has changed then."""
+        dropping.restore_parts(artifact, staging, names)
 
     @contextmanager
     def staging(self, key: str) -> Iterator[Staging]:
@@ -192,7 +235,7 @@ class Store:
         text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
         (staging.path / MANIFEST).write_text(text, encoding="utf-8")
         for entry in [staging.path, *staging.path.rglob("*")]:
-            _flush(entry)
+            flush(entry)
         target = self.path_of(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -200,8 +243,8 @@ class Store:
         except OSError:
             if not target.exists():
                 raise
-        _flush(target.parent)
-        _flush(self.artifacts)
+        flush(target.parent)
+        flush(self.artifacts)
         return Artifact(stage, key, target)
 
 
@@ -210,12 +253,19 @@ def _file_facts(file: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(handle, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _has_size(file: Path, size: int) -> bool:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return file.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _looks_whole(artifact: Artifact) -> bool:
+    """`is_whole`, where an unreadable manifest is damage like any other."""
+    try:
+        return artifact.is_whole()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _is_alive(pid: int) -> bool:

@@ -186,6 +186,9 @@ class Experiment:
     """Benchmarks to score: names in the registry."""
     evaluate_every: Count = 0
     """Score the policy every so many steps; it is always scored before the first and after the last step."""
+    keep_policies: str = field(default="all", metadata=NOT_IDENTITY)
+    """Weights to keep: all, last(n) or every(n) steps. The first and the newest policy are always kept; a dropped one
+    is rebuilt from its rollouts and advantages where it is needed."""
     device: str = field(default="auto", metadata=NOT_IDENTITY)
     """Torch device; auto takes CUDA where there is one."""
     threads: Count = field(default=0, metadata=NOT_IDENTITY)

@@ -5,6 +5,7 @@ Every problem is reported at once, each with the key's path, what was expected a
 
 import dataclasses
 import difflib
+import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,10 @@ EXTENDING = ("steps", "evaluate_every", "benchmarks", "evaluation")
 
 TEXT_KEYS = tuple(name for name, hint in get_type_hints(Experiment).items() if hint in (str, str | None))
 """Keys whose `--set` value is text even where it reads as a number or a date: --set run=2026-01-31."""
+
+
+KEEP_POLICIES = re.compile(r"all|(?P<kind>last|every)\((?P<n>[1-9][0-9]{0,8})\)")
+"""What keep_policies may be."""
 
 
 class ConfigError(ValueError):
@@ -205,6 +210,10 @@ def _contradictions(experiment: Experiment) -> list[str]:
         problems.append(f"run: expected at most 100 characters (it names a folder), got {len(experiment.run)}")
     if not experiment.policy:
         problems.append("policy: expected builtin/tiny-qwen3, a checkpoint's folder or a Hub id, got nothing")
+    if KEEP_POLICIES.fullmatch(experiment.keep_policies) is None:
+        problems.append(
+            f"keep_policies: expected all, last(n) or every(n) with n at least 1, got {experiment.keep_policies!r}"
+        )
     if experiment.arithmetic.min_terms > experiment.arithmetic.max_terms:
         problems.append(
             f"arithmetic.min_terms: expected at most arithmetic.max_terms = {experiment.arithmetic.max_terms}, "

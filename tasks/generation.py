@@ -75,7 +75,7 @@ def generation(
     }
     texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
     prompt_ids = [table.column("prompt_id")[int(p)].as_py() for p in chosen]
-    columns = _identifiers(context.key, prompt_ids, num_samples) | {"text": texts, "seed": seeds}
+    columns = _identifiers(context.identity, prompt_ids, num_samples) | {"text": texts, "seed": seeds}
     columns |= {name: [value] * len(texts) for name, value in same_for_all.items()}
     context.staging.add_table("rollouts", columns | _sampled_columns(samples))
     return {

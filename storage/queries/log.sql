@@ -6,18 +6,19 @@ FROM read_json($log, format = 'newline_delimited', ignore_errors = true, columns
     error: 'VARCHAR', state: 'VARCHAR', experiment: 'JSON', code: 'JSON', step: 'INTEGER', purpose: 'VARCHAR',
     stage: 'VARCHAR', stage_version: 'INTEGER', label: 'VARCHAR', key: 'VARCHAR', key_parts: 'JSON',
     inputs: 'MAP(VARCHAR, VARCHAR)', outputs: 'MAP(VARCHAR, VARCHAR)', files: 'MAP(VARCHAR, VARCHAR)',
-    outcome: 'VARCHAR', seconds: 'DOUBLE', tokens: 'BIGINT'})
+    outcome: 'VARCHAR', seconds: 'DOUBLE', tokens: 'BIGINT', bytes: 'BIGINT', schema_version: 'INTEGER',
+    base: 'VARCHAR', takes: 'JSON', flow_run: 'VARCHAR'})
 WHERE event IS NOT NULL;
 
 -- One row per execution of a stage, oldest first.
 CREATE VIEW stage_runs AS
-SELECT line, run, attempt, step, purpose, stage, label, stage_version, outcome, seconds, tokens, "at" AS started_at,
+SELECT line, run, attempt, step, purpose, stage, label, stage_version, outcome, seconds, tokens, bytes, "at" AS started_at,
        key, key_parts, inputs, outputs, host, pid, error
 FROM events WHERE event = 'stage';
 
 -- One row per command that worked on a run: started, then completed, failed or interrupted (or nothing: killed).
 CREATE VIEW run_events AS
-SELECT line, run, attempt, state, "at", experiment, code, host, pid, error
+SELECT line, run, attempt, state, "at", experiment, takes, code, host, pid, error
 FROM events WHERE event = 'run';
 
 -- One row per run: its current attempt is the configuration it was last worked on with.

@@ -220,7 +220,7 @@ def test_a_log_that_cannot_grow_is_a_full_disk_too_and_the_artifact_is_found_the
         raise OSError(28, "No space left on device", str(log))
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.stage.append_event", full)
+        patch.setattr("tasks.call.append_event", full)
         with pytest.raises(DiskFull, match=REMEDY):
             spell(run.at(1), config=Settings())
         with pytest.raises(ValueError, match="seven"):  # the failure itself is told, not that it could not be logged
