@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", commands.train, "train as an experiment says, from the last committed stage", working)
     train.add_argument("experiment", help="a name in deployments/experiments, or a .toml file")
     evaluate = add("evaluate", commands.evaluate, "score a policy on benchmarks", working)
-    evaluate.add_argument("policy", help="a policy id, RUN@STEP, or a Hugging Face checkpoint (folder or Hub id)")
+    evaluate.add_argument(
+        "policy", help="a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id)"
+    )
     evaluate.add_argument("--benchmarks", default="", help="names, separated by commas (default: those of its run)")
     evaluate.add_argument("--limit", type=int, help="score only this many prompts of each benchmark")
     rerun = add("rerun", commands.rerun, "compute a stage of a stored run again, and what depends on it", working)
@@ -108,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     sql.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
     sql.add_argument("--output", type=Path, help="write to this file (needed for parquet)")
     add("runs", _runs, "list the stored runs")
+    deploy = add("deploy", _deploy, "register deployments, work pools and automations on the configured Prefect server")
+    deploy.add_argument("--only", metavar="NAME", help="register this deployment only (with all pools and automations)")
     return parser
 
 
@@ -145,6 +149,13 @@ def _runs(options: argparse.Namespace) -> int:
         "SELECT run, state, last_stage, num_ran, num_cached, started_at, last_event_at FROM runs ORDER BY last_event_at"
     )
     print_query(options.data_root, statement, "table", None)
+    return 0
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from flows.deploy import deploy
+
+    deploy(options.data_root, options.only)
     return 0
 
 

@@ -18,9 +18,10 @@ def train(options: argparse.Namespace) -> int:
 
             train_experiment(experiment, options.data_root, uses_prefect=False)
         else:
+            from flows.forms import Settings, filled_in
             from flows.train import train as flow
 
-            flow(options.experiment, options.set, str(options.data_root))
+            flow(options.experiment, filled_in(Settings, options.set), data_root=str(options.data_root))
 
     return _watched(options, experiment, work)
 
@@ -39,7 +40,10 @@ def evaluate(options: argparse.Namespace) -> int:
         if options.no_server:
             evaluate.evaluate_stored(stored, experiment, options.data_root, uses_prefect=False)
         else:
-            evaluate.evaluate(options.policy, benchmarks, overrides, str(options.data_root))
+            from flows.forms import ScoringSettings, filled_in
+
+            form = filled_in(ScoringSettings, overrides)
+            evaluate.evaluate(options.policy, benchmarks, form, data_root=str(options.data_root))
 
     return _watched(options, experiment, work, step=stored.step, stored=stored.policy is not None)
 
@@ -95,6 +99,7 @@ def rerun(options: argparse.Namespace) -> int:
         if options.no_server:
             train_experiment(experiment, options.data_root, uses_prefect=False, rerun=request)
         else:
+            from flows.forms import Settings, filled_in
             from flows.rerun import rerun as flow
 
             flow(
@@ -103,7 +108,7 @@ def rerun(options: argparse.Namespace) -> int:
                 step=options.step,
                 purpose=options.purpose,
                 force=options.force,
-                overrides=options.set,
+                settings=filled_in(Settings, options.set),
                 data_root=str(options.data_root),
             )
 
@@ -153,12 +158,14 @@ def recredit(options: argparse.Namespace) -> int:
     wanted = recredit_experiment(stored, options.estimator, options.verifier, options.set)
 
     def work() -> None:
-        changes = {"estimator": options.estimator, "verifier": options.verifier, "overrides": options.set}
+        changes = {"estimator": options.estimator, "verifier": options.verifier}
         if options.no_server:
-            recredit_run(stored.run, **changes, data_root=options.data_root, uses_prefect=False)
+            recredit_run(stored.run, **changes, data_root=options.data_root, uses_prefect=False, overrides=options.set)
         else:
+            from flows.forms import CreditingSettings, filled_in
             from flows.recredit import recredit as flow
 
-            flow(stored.run, **changes, data_root=str(options.data_root))
+            form = filled_in(CreditingSettings, options.set)
+            flow(stored.run, **changes, settings=form, data_root=str(options.data_root))
 
     return _watched(options, wanted, work, recredits=True)

@@ -1,11 +1,11 @@
 """Flow `evaluate`: score a policy on benchmarks, in the same prompts, rollouts and verdicts tables (purpose eval)."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from prefect import flow
 
+from flows.forms import BenchmarkName, ScoringSettings, overrides
 from flows.planning import learn_makers
 from flows.progress import current_listener
 from flows.run import find_sources, open_run
@@ -18,19 +18,22 @@ from tasks.rebuilding import borrowed
 
 @flow(name="evaluate", flow_run_name="evaluate {policy}", persist_result=False)
 def evaluate(
-    policy: str, benchmarks: Sequence[str] = (), overrides: Sequence[str] = (), data_root: str = "data"
+    policy: str,
+    benchmarks: list[BenchmarkName] = [],  # noqa: B006 (validated into a new list)
+    settings: ScoringSettings = ScoringSettings(),  # noqa: B008 (frozen)
+    data_root: str = "data",
 ) -> None:
     """Score a policy.
 
     Args:
-        policy: a policy id, RUN@STEP, or a Hugging Face checkpoint (folder or Hub id).
+        policy: a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id).
         benchmarks: names in the registry; none: those of the policy's run.
-        overrides: `key=value` entries over the experiment's keys.
+        settings: keys that differ from the run's experiment.
         data_root: folder that holds artifacts, log and tables.
     """
     stored = find_policy(Path(data_root), policy)
-    settings = evaluation_experiment(stored, benchmarks, overrides)
-    evaluate_stored(stored, settings, Path(data_root), uses_prefect=True)
+    experiment = evaluation_experiment(stored, benchmarks, overrides(settings))
+    evaluate_stored(stored, experiment, Path(data_root), uses_prefect=True)
 
 
 def evaluate_stored(stored: StoredPolicy, experiment: Experiment, data_root: Path, *, uses_prefect: bool) -> None:

@@ -1,19 +1,19 @@
 """Flow `recredit`: another verifier or estimator over the stored rollouts of a run; no policy is loaded."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
 
+from flows.forms import CreditingSettings, EstimatorName, VerifierName, overrides
 from flows.recrediting import recredit_run
 
 
 @flow(name="recredit", flow_run_name="recredit {run}", persist_result=False)
 def recredit(
     run: str,
-    estimator: str | None = None,
-    verifier: str | None = None,
-    overrides: Sequence[str] = (),
+    estimator: EstimatorName | None = None,
+    verifier: VerifierName | None = None,
+    settings: CreditingSettings = CreditingSettings(),  # noqa: B008 (frozen)
     data_root: str = "data",
 ) -> None:
     """Judge and credit a run's stored rollouts once more; the rows are added beside those of training.
@@ -22,7 +22,8 @@ def recredit(
         run: a stored run, or the beginning of its name.
         estimator: another advantage estimator; empty: the run's own.
         verifier: another verifier; empty: the run's own.
-        overrides: `credit.KEY=VALUE` settings.
+        settings: keys of the credit that differ from the run's.
         data_root: folder that holds artifacts, log and tables.
     """
-    recredit_run(run, estimator, verifier, Path(data_root), uses_prefect=True, overrides=overrides)
+    changes = {"estimator": estimator, "verifier": verifier, "overrides": overrides(settings)}
+    recredit_run(run, **changes, data_root=Path(data_root), uses_prefect=True)

@@ -157,7 +157,8 @@ def at_attempt(run: Run, experiment: Experiment, rerun: Rerun | None, flow_run: 
     if rerun is None:
         takes = takes_of_training(started, base)
     else:
-        takes = takes_of_rerun(started, rerun, ended=events[-1]["state"] == "completed", flow_run=flow_run)
+        has_ended = bool(events) and events[-1]["state"] == "completed"
+        takes = takes_of_rerun(started, rerun, ended=has_ended, flow_run=flow_run)
     attempt = fingerprint({"base": base, "takes": takes_as_json(takes)})[:8] if takes else base
     return replace(run, attempt=attempt, takes=takes)
 

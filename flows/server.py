@@ -91,7 +91,7 @@ def _be_quiet() -> None:
 
 def _refuse_dead_server(url: str) -> None:
     """Raise ServerFailed when a configured server of this machine does not answer."""
-    if ("//127.0.0.1" in url or "//localhost" in url) and not _is_healthy(url):
+    if ("//127.0.0.1" in url or "//localhost" in url) and not is_healthy(url):
         raise ServerFailed(
             f"the configured Prefect server {url} does not answer: start it, unset PREFECT_API_URL to let this command "
             "start one of its own, or go without: --no-server"
@@ -140,7 +140,7 @@ def _running(home: Path) -> str | None:
     except (OSError, ValueError, KeyError):
         return None
     deadline = time.monotonic() + STARTING_SECONDS
-    while not _is_healthy(url):
+    while not is_healthy(url):
         if not Path(f"/proc/{pid}").exists() or time.monotonic() > deadline:
             return None
         time.sleep(0.1)
@@ -171,7 +171,7 @@ def _start(home: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     try:
         while time.monotonic() < deadline and server.poll() is None:
-            if _is_healthy(url):
+            if is_healthy(url):
                 return url
             time.sleep(0.05)
     except BaseException:  # Ctrl-C while it starts: it must not stay behind
@@ -185,7 +185,8 @@ def _start(home: Path) -> str:
     )
 
 
-def _is_healthy(url: str) -> bool:
+def is_healthy(url: str) -> bool:
+    """Whether the server of this API answers."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
             return bool(answer.status == 200)

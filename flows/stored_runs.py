@@ -1,4 +1,4 @@
-"""Finding what is stored: runs by name or prefix, policies by id or RUN@STEP."""
+"""Finding what is stored: runs by name or prefix, policies by id, RUN@STEP or RUN@latest."""
 
 import dataclasses
 import json
@@ -43,15 +43,17 @@ def stored_run(connection: "DuckDBPyConnection", name: str) -> str:
 
 
 def find_policy(data_root: Path, policy: str) -> StoredPolicy:
-    """The policy named by an id (or its beginning), RUN@STEP, or a checkpoint's folder or Hub id."""
+    """The policy named by an id (or its beginning), RUN@STEP, RUN@latest, or a checkpoint's folder or Hub id."""
     if Path(policy).is_dir():
         return _checkpoint(policy)
-    with_step = re.fullmatch(r"(?P<run>[^/]+)@(?P<step>\d+)", policy)
+    with_step = re.fullmatch(r"(?P<run>[^/]+)@(?P<step>\d+|latest)", policy)
     is_id = re.fullmatch(r"[0-9a-f]{6,64}", policy)
     if not (with_step or is_id):
         return _checkpoint(policy)
     connection = open_catalog(data_root)
-    if with_step:
+    if with_step and with_step["step"] == "latest":
+        where, values = "l.run = ?", [stored_run(connection, with_step["run"])]
+    elif with_step:
         where, values = "l.run = ? AND l.step = ?", [stored_run(connection, with_step["run"]), int(with_step["step"])]
     else:
         where, values = "starts_with(p.fingerprint, ?)", [policy]
@@ -92,7 +94,7 @@ def _checkpoint(policy: str) -> StoredPolicy:
     if "/" not in policy and not Path(policy).is_dir():
         raise ValueError(
             f"policy: {policy!r} is no policy: expected a policy id (6 digits or more), RUN@STEP such as "
-            "quickstart@40, a checkpoint's folder or a Hub id (OWNER/NAME)"
+            "quickstart@40, RUN@latest, a checkpoint's folder or a Hub id (OWNER/NAME)"
         )
     _, digest = find_checkpoint(policy)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(policy).name).lstrip(".") or "checkpoint"

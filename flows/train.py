@@ -1,22 +1,43 @@
 """Flow `train`: the loop of an experiment under Prefect."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
 
+from flows.forms import ExperimentName, RerunForm, Settings, overrides
 from flows.loop import train_experiment
+from flows.planning import check_rerun
+from flows.takes import Rerun
 from tasks.experiment import load_experiment
 
 
 @flow(name="train", flow_run_name="train {experiment}", persist_result=False)
-def train(experiment: str = "quickstart", overrides: Sequence[str] = (), data_root: str = "data") -> None:
+def train(
+    experiment: ExperimentName = "quickstart",
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    rerun: RerunForm | None = None,
+    data_root: str = "data",
+) -> None:
     """Train as the experiment says; stages that are stored already are served from storage.
 
     Args:
         experiment: a name in deployments/experiments, or the path of a .toml file.
-        overrides: `key=value` entries over the experiment's keys, as with `tempo train --set`.
+        settings: keys that differ from the experiment's file.
+        rerun: a stage to compute again, and then what depends on it.
         data_root: folder that holds artifacts, log and tables.
     """
-    settings = load_experiment(experiment, overrides)
-    train_experiment(settings, Path(data_root), uses_prefect=True)
+    loaded = load_experiment(experiment, overrides(settings))
+    request = None
+    if rerun is not None:
+        loaded, request = check_rerun(loaded, Path(data_root), _request(rerun))
+    train_experiment(loaded, Path(data_root), uses_prefect=True, rerun=request)
+
+
+def _request(form: RerunForm) -> Rerun:
+    return Rerun(
+        from_stage=form.from_stage,
+        step=form.step,
+        purpose=form.purpose,
+        force=bool(form.force),
+        overrides=tuple(overrides(form.settings)),
+    )

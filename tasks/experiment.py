@@ -48,7 +48,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     tree.setdefault("run", path.stem)
     return parse_experiment(tree, origin=str(path))
 
@@ -68,7 +68,7 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
     """The experiment with `a.b=value` overrides applied. Raises ConfigError."""
     tree = dataclasses.asdict(experiment)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_experiment(_without_none(tree))
 
 
@@ -99,7 +99,8 @@ def _find(name: str) -> Path:
     raise ConfigError(f"no experiment {name!r}: expected a .toml file or one of {', '.join(known)}{hint}")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the key of a `key=value` entry in a tree, as TOML reads the value. Raises ConfigError."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override!r}: expected key=value, for example --set train.learning_rate=1e-4")
