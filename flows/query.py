@@ -34,9 +34,14 @@ def print_query(data_root: Path, statement: str, format: str, output: Path | Non
     except duckdb.Error as error:
         raise ValueError(f"the SQL was not accepted: {error}") from None
     target = output.open("w", encoding="utf-8", newline="") if output else sys.stdout
-    {"table": _table, "json": _json, "csv": _csv}[format](names, rows, target)
+    print_rows(names, rows, format, target)
     if output:
         target.close()
+
+
+def print_rows(names: list[str], rows: list[tuple[Any, ...]], format: str, target: Any) -> None:
+    """Rows as a table, one JSON object a line, or CSV."""
+    {"table": _table, "json": _json, "csv": _csv}[format](names, rows, target)
 
 
 def _tell_missing(connection: Any) -> None:
