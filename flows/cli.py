@@ -113,6 +113,8 @@ def _add_storage_commands(add: Callable[..., Any]) -> None:
     """The commands that work on what is stored."""
     sql = add("sql", _sql, "answer a question about rollouts, verdicts, trees, advantages, updates and scores")
     sql.add_argument("statement", nargs="?", help="one reading statement; absent: list the tables and their columns")
+    sql.add_argument("--query", metavar="NAME", help="a stored query instead, such as lineage (tempo sql lists them)")
+    sql.add_argument("--run", help="the run that a stored query is asked of")
     sql.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
     sql.add_argument("--output", type=Path, help="write to this file (needed for parquet)")
     runs = add("runs", _runs, "list the stored runs: state, last stage, age, size")
@@ -145,12 +147,16 @@ def _add_rerun(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _sql(options: argparse.Namespace) -> int:
-    from flows.query import print_query, print_tables
+    from flows.query import print_named_query, print_query, print_tables
 
-    if options.statement is None:
+    if options.query and options.statement:
+        raise ValueError("sql: expected a statement or --query NAME, got both")
+    if options.query:
+        print_named_query(options.data_root, options.query, options.run, options.format, options.output)
+    elif options.statement is None:
         print_tables()
-        return 0
-    print_query(options.data_root, options.statement, options.format, options.output)
+    else:
+        print_query(options.data_root, options.statement, options.format, options.output)
     return 0
 
 

@@ -129,7 +129,8 @@ def open_run(
     lock = data_root / "locks" / f"{experiment.run}.lock"
     with ExitStack() as stack:
         stack.enter_context(root_lock(data_root, exclusive=False))
-        if attempt:  # rows added to a stored attempt: they append, and need neither its lock nor an entry of their own
+        if attempt:  # rows added to a stored attempt: they append, and do not need its lock
+            log_event(run.log, {"event": "session", "run": run.name, "attempt": attempt, "code": code_version()})
             yield run
             flush()
             return
