@@ -15,7 +15,7 @@ help:
 	@echo "make demo    train with TEMPO on this machine's CPU, from nothing, in minutes"
 	@echo "make test    run the tests"
 	@echo "make check   lint, strict types, dependency rule"
-	@echo "make bench   measure the credit stage"
+	@echo "make bench   measure the credit stage, and what artifacts and Prefect cost"
 
 setup: $(STAMP)
 
@@ -47,6 +47,7 @@ check: setup
 
 bench: setup
 	@$(BIN)/python tests/benchmarks/credit.py
+	@$(BIN)/python tests/benchmarks/orchestration.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,6 +1,6 @@
 """The quickstart's computation with neither artifacts nor Prefect: tables, weights and optimiser stay in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,38 +65,32 @@ class MemoryStaging:
         self.parts[name] = {"digest": f"{self.key}/{name}"}
 
 
-def train_bare(experiment: Experiment, listener: Listener) -> None:
-    """Walk the run; prepare (policy, prompts, warm start) writes to disk as ever, the steps do not."""
-    import tempfile
-
+def train_bare(experiment: Experiment, listener: Listener, data: Path) -> None:
+    """Walk the run; what is before the first step is found in `data`, and the steps write nothing."""
     number = 0
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
-        store.open_for_writing()
-        run = Run("bare", "", store, listener=listener, device=experiment.device)
+    store = Store(data)
+    store.open_for_writing()
+    run = Run("bare", "", store, listener=listener, device=experiment.device)
 
-        def perform(call: Call) -> Artifact:
-            nonlocal number
-            if call.place.step == 0:
-                return call.run()[0]
-            number += 1
-            listener.stage_started(call.place, call.stage)
-            key = f"{number:012d}"
-            context = Context(
-                staging=MemoryStaging(key), key=key, identity=key, device="auto", threads=0, progress=lambda *_: None
-            )  # type: ignore[arg-type]
-            call.compute(context, **call.identity)
-            return InMemory(call.stage, key, Path(key))
+    def perform(call: Call) -> Artifact:
+        nonlocal number
+        if call.place.step == 0:
+            return call.run()[0]
+        number += 1
+        listener.stage_started(call.place, call.stage)
+        key = f"{number:012d}"
+        context = Context(
+            staging=MemoryStaging(key), key=key, identity=key, device="auto", threads=0, progress=lambda *_: None
+        )  # type: ignore[arg-type]
+        call.compute(context, **call.identity)
+        return InMemory(call.stage, key, Path(key))
 
-        save_policy, save_optimizer, load_optimizer = engine.save_policy, engine.save_optimizer, engine.load_optimizer
-        engine.save_policy = lambda policy, folder: save_policy(policy, folder) if folder.is_absolute() else None
-        engine.save_optimizer = lambda adam, names, folder: _optimizers.update(last=(adam.state, names))
-        engine.load_optimizer = lambda adam, names, folder: adam.state.update(_optimizers["last"][0])
-        try:
-            walk(Run(**{**vars(run), "perform": perform}), experiment)
-        finally:
-            engine.save_policy, engine.save_optimizer, engine.load_optimizer = (
-                save_policy,
-                save_optimizer,
-                load_optimizer,
-            )
+    save_policy, save_optimizer, load_optimizer = engine.save_policy, engine.save_optimizer, engine.load_optimizer
+    engine.save_policy = lambda policy, folder: save_policy(policy, folder) if folder.is_absolute() else None
+    engine.save_optimizer = lambda adam, names, folder: _optimizers.update(last=(adam.state, names))
+    engine.load_optimizer = lambda adam, names, folder: adam.state.update(_optimizers["last"][0])
+    try:
+        walk(replace(run, perform=perform), experiment)
+    finally:
+        engine.save_policy, engine.save_optimizer = save_policy, save_optimizer
+        engine.load_optimizer = load_optimizer

@@ -1,6 +1,6 @@
 """What artifacts and Prefect cost: per step beside the same computation with neither, and on a run of many steps.
 
-    python tests/benchmarks/orchestration.py [--steps 12] [--long 1000] [--folder DIR]
+    python tests/benchmarks/orchestration.py [--steps 12] [--long 1000] [--artifacts 10000] [--folder DIR]
 
 Per step: the quickstart's own step (48 prompts x 8 completions, 4 updates), the same seeds and results in all columns.
 `bare` keeps tables, weights and optimiser in memory: no Parquet, no digest, no fsync, no log, no contract, no task.
@@ -10,6 +10,7 @@ Columns alternate A B B A in processes of their own. The goal: less than 5 % of 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def step_seconds(column: str, steps: int, data: Path) -> list[float]:
         if column == "bare":
             from bare import train_bare
 
-            train_bare(experiment, clock)
+            train_bare(experiment, clock, data)
         elif column == COLUMNS[1]:
             train_experiment(experiment, data, uses_prefect=False)
         else:
@@ -64,8 +65,14 @@ def step_seconds(column: str, steps: int, data: Path) -> list[float]:
 
 
 def measure_steps(steps: int, folder: Path) -> None:
+    from flows.loop import train_experiment
+    from tasks.experiment import load_experiment
+
+    prepared = folder / "prepared"  # policy, prompts and warm start: once, for all columns
+    train_experiment(load_experiment("quickstart", [*WARM, "steps=0"]), prepared, uses_prefect=False)
     seconds: dict[str, list[float]] = {column: [] for column in COLUMNS}
     for turn, column in enumerate([*COLUMNS, *reversed(COLUMNS)]):
+        shutil.copytree(prepared, folder / str(turn))
         command = [sys.executable, __file__, "--column", column, "--steps", str(steps), "--folder", f"{folder}/{turn}"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds[column] += json.loads(done.stdout.splitlines()[-1])
@@ -100,10 +107,31 @@ def measure_long(steps: int, folder: Path) -> None:
         print(f"  {name:<28} {time.perf_counter() - started:7.2f}")
 
 
+def measure_catalogue(steps: int, folder: Path) -> None:
+    """Opening the catalogue of many artifacts, in a process of its own that has loaded the libraries."""
+    from long_run import make_long_run, without_fsync
+
+    data = folder / "many"
+    with without_fsync():
+        make_long_run(data, steps)
+    count = sum(1 for _ in (data / "artifacts").glob("*/*"))
+    code = (
+        "import sys, time, duckdb, pyarrow, storage.schema; from pathlib import Path; "
+        "from storage.catalog import open_catalog\n"
+        "for _ in range(3):\n"
+        "    began = time.perf_counter(); catalog = open_catalog(Path(sys.argv[1])); opened = time.perf_counter()\n"
+        "    catalog.execute('SELECT sum(mean) FROM scores').fetchall()\n"
+        "    print(f'  open {opened - began:5.2f}   first query {time.perf_counter() - opened:5.2f}')"
+    )
+    print(f"the catalogue over {count} artifacts (seconds):", flush=True)
+    subprocess.run([sys.executable, "-c", code, str(data)], cwd=ROOT, check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--long", type=int, default=1000)
+    parser.add_argument("--artifacts", type=int, default=10_000)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--column", choices=COLUMNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -116,6 +144,8 @@ def main() -> None:
             measure_steps(options.steps, folder)
         if options.long:
             measure_long(options.long, folder)
+        if options.artifacts:
+            measure_catalogue(options.artifacts * 1000 // 4071, folder)  # a run of 1,000 steps has 4,071 artifacts
 
 
 if __name__ == "__main__":

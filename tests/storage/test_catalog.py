@@ -1,6 +1,7 @@
 """The catalogue: which rows a data root shows, what the two views compute, and that SQL can only read them."""
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from storage.catalog import NotReading, open_catalog, run_query
+from storage.catalog import DamagedTable, NotReading, open_catalog, run_query
 
 Columns = dict[str, Any]
 
@@ -98,10 +99,21 @@ def test_a_committed_file_that_is_gone_is_named_and_the_other_rows_are_still_the
     lost = data_root.commit("k1", vocabulary=words("lost"))
     data_root.log(lost, step=1)
     data_root.log(data_root.commit("k2", vocabulary=words("kept")), step=2)
-    lost.part("vocabulary").path.unlink()
+    shutil.rmtree(lost.path)
     assert data_root.sql("SELECT step, text FROM vocabulary") == [(2, "kept")]
     rows = data_root.sql("SELECT run, step, stage, part, file FROM missing_files")
     assert rows == [("demo", 1, "stage", "vocabulary", str(lost.part("vocabulary").path))]
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda file: os.truncate(file, 20), lambda file: file.write_bytes(b"x")]
+)
+def test_a_damaged_file_is_named_with_the_command_that_mends_it(data_root, words, damage):
+    damaged = data_root.commit("k1", vocabulary=words("lost"))
+    data_root.log(damaged, step=1)
+    damage(damaged.part("vocabulary").path)
+    with pytest.raises(DamagedTable, match=r"vocabulary.parquet.*`tempo fsck --repair` sets it aside"):
+        data_root.sql("SELECT text FROM vocabulary")
 
 
 def test_a_root_without_a_log_is_an_error_that_says_how_to_start_a_run(tmp_path: Path):
