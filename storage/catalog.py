@@ -199,7 +199,8 @@ def _damage_explained() -> Iterator[None]:
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         if ".parquet" not in str(error):
             raise
+        reason = str(error).splitlines()[0]
         raise DamagedTable(
-            f"a stored table cannot be read: {str(error).splitlines()[0]}. `tempo fsck` names what is damaged, and `tempo fsck --repair` "
+            f"a stored table cannot be read: {reason}. `tempo fsck` names what is damaged, and `tempo fsck --repair` "
             "sets it aside; its experiment, run again, makes it anew"
         ) from None
