@@ -230,12 +230,13 @@ class Store:
     @contextmanager
     def staging(self, key: str) -> Iterator[Staging]:
         """A new staging folder, held by this process; removed when the block ends without a commit."""
-        path = self.staging_root / f"{key[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        try:
-            held = hold_new_folder(path)
-        except FileNotFoundError:  # a sweep came between making and holding it, once in a blue moon
-            path = path.with_name(f"{path.name[:-8]}{uuid.uuid4().hex[:8]}")
-            held = hold_new_folder(path)
+        while True:
+            path = self.staging_root / f"{key[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            try:
+                held = hold_new_folder(path)
+                break
+            except FileNotFoundError:  # a sweep came between making and holding it: another name, another try
+                continue
         try:
             yield Staging(path)
         finally:
