@@ -4,13 +4,14 @@ import argparse
 import atexit
 import io
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+from flows import commands
 
 DESCRIPTION = (
     "Train language models by reinforcement learning with prefix-tree credit; every stage stored and queryable."
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: not an error of ours
         return 0
     except (ValueError, FileNotFoundError) as error:
-        return _fail(error, 2)
+        return _fail(error, getattr(error, "exit_code", 2))  # a broken contract (ContractBreach) is a failure: 1
     except (OSError, RuntimeError, FloatingPointError) as error:
         return _fail(error, 1)
     return code
@@ -66,7 +67,7 @@ def _fail(error: Exception, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tempo", description=DESCRIPTION)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--data-root",
@@ -79,18 +80,31 @@ def _parser() -> argparse.ArgumentParser:
     working.add_argument("--no-server", action="store_true", help="run the stages without a Prefect server")
 
     def add(name: str, command: Callable[[Any], int], help: str, *parents: argparse.ArgumentParser) -> Any:
-        sub = commands.add_parser(name, help=help, description=help, parents=[*parents, common])
+        sub = subparsers.add_parser(name, help=help, description=help, parents=[*parents, common])
         sub.set_defaults(command=command)
         return sub
 
-    train = add("train", _train, "train as an experiment says, from the last committed stage", working)
+    train = add("train", commands.train, "train as an experiment says, from the last committed stage", working)
     train.add_argument("experiment", help="a name in deployments/experiments, or a .toml file")
-    evaluate = add("evaluate", _evaluate, "score a policy on benchmarks", working)
+    evaluate = add("evaluate", commands.evaluate, "score a policy on benchmarks", working)
     evaluate.add_argument(
         "policy", help="a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id)"
     )
     evaluate.add_argument("--benchmarks", default="", help="names, separated by commas (default: those of its run)")
     evaluate.add_argument("--limit", type=int, help="score only this many prompts of each benchmark")
+    rerun = add("rerun", commands.rerun, "compute a stage of a stored run again, and what depends on it", working)
+    rerun.add_argument("run", help="a stored run, or the beginning of its name")
+    _add_rerun(rerun, required=True)
+    plan = add("plan", commands.plan, "say which stages are stored, which would run, why, and at what expected cost")
+    plan.add_argument("experiment", help="an experiment, as for train, or a stored run")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
+    plan.add_argument("--format", choices=("table", "json"), default="table")
+    _add_rerun(plan, required=False)
+    plan.epilog = "Nothing is executed. Exit code: 0 when nothing would run, 3 when something would."
+    recredit = add("recredit", commands.recredit, "judge or credit a run's stored rollouts in another way", working)
+    recredit.add_argument("run", help="a stored run, or the beginning of its name")
+    recredit.add_argument("--estimator", help="another advantage estimator (default: the run's)")
+    recredit.add_argument("--verifier", help="another verifier (default: the run's)")
     sql = add("sql", _sql, "answer a question about rollouts, verdicts, trees, advantages, updates and scores")
     sql.add_argument("statement", nargs="?", help="one reading statement; absent: list the tables and their columns")
     sql.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
@@ -101,81 +115,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(options: argparse.Namespace) -> int:
-    from tasks.experiment import load_experiment
-
-    experiment = load_experiment(options.experiment, options.set)
-
-    def work() -> None:
-        if options.no_server:
-            from flows.loop import train_experiment
-
-            train_experiment(experiment, options.data_root, uses_prefect=False)
-        else:
-            from flows.forms import Settings, filled_in
-            from flows.train import train
-
-            train(options.experiment, filled_in(Settings, options.set), data_root=str(options.data_root))
-
-    return _watched(options, experiment, work)
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from flows.stored_runs import evaluation_experiment, find_policy
-
-    overrides = [*options.set, *([f"evaluation.limit={options.limit}"] if options.limit is not None else [])]
-    benchmarks = [name for name in options.benchmarks.split(",") if name]
-    stored = find_policy(options.data_root, options.policy)
-    experiment = evaluation_experiment(stored, benchmarks, overrides)
-
-    def work() -> None:
-        from flows import evaluate
-
-        if options.no_server:
-            evaluate.evaluate_stored(stored, experiment, options.data_root, uses_prefect=False)
-        else:
-            from flows.forms import ScoringSettings, filled_in
-
-            form = filled_in(ScoringSettings, overrides)
-            evaluate.evaluate(options.policy, benchmarks, form, data_root=str(options.data_root))
-
-    return _watched(options, experiment, work, step=stored.step, stored=stored.policy is not None)
-
-
-def _watched(
-    options: argparse.Namespace,
-    experiment: Any,
-    work: Callable[[], None],
-    step: int | None = None,
-    stored: bool = False,
-) -> int:
-    """Refuse bad input, find or start the Prefect server, work under a progress view, print the closing table."""
-    from contextlib import ExitStack
-
-    from flows.closing import print_closing
-    from flows.next_commands import command_name
-    from flows.progress import make_listener, watching
-    from flows.run import check_writable, find_sources
-    from flows.server import prefect_server, without_server
-
-    check_writable(options.data_root)
-    find_sources(experiment, has_policy=stored)
-    listener = make_listener(experiment)
-    again = f"{command_name()} {shlex.join(options.arguments)}"
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(
-                without_server(options.data_root) if options.no_server else prefect_server(options.data_root)
-            )
-            stack.enter_context(watching(listener))
-            work()
-    except KeyboardInterrupt:
-        print(f"\nStopped. Every finished stage is stored; go on from there with:\n  {again}", file=sys.stderr)
-        return 130
-    print_closing(
-        experiment, options.data_root, listener, again=again, final_step=step, has_history=not options.no_server
+def _add_rerun(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The options that say what a rerun computes again."""
+    stages = ("policy", "prompts", "demonstrations", "warm_start", "generation", "verification", "credit", "training")
+    parser.add_argument(
+        "--from",
+        dest="from_stage",
+        required=required,
+        choices=(*stages, "separation", "evaluation"),
+        help="the stage to compute again",
     )
-    return 0
+    parser.add_argument("--step", type=int, help="at this step only (default: at every step)")
+    parser.add_argument("--force", action="store_true", help="redo what depends on it even if its contents stay equal")
+    parser.add_argument(
+        "--purpose", choices=("train", "eval"), default="train", help="eval: generation or verification of benchmarks"
+    )
 
 
 def _sql(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The closing table of a command: what was learned, what it cost, where the data are, what to try next."""
 
 import resource
+import shlex
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import duckdb
 from rich.console import Console
 from rich.table import Table
 
-from flows.next_commands import next_commands
+from flows.next_commands import command_name, next_commands
 from flows.progress import RunListener
 from flows.server import history_command
 from storage.catalog import open_catalog
@@ -88,3 +89,16 @@ def _stages(listener: RunListener) -> Table:
         "all", str(sum(t.ran for t in total)), str(sum(t.cached for t in total)), f"{sum(t.seconds for t in total):.1f}"
     )
     return table
+
+
+def print_recredited(experiment: Experiment, data_root: Path, listener: RunListener) -> None:
+    """The stages of a recredit, and how to compare its rows with those of the training."""
+    console = Console(highlight=False)
+    console.print(_stages(listener))
+    root = "" if data_root == Path("data") else f" --data-root {shlex.quote(str(data_root))}"
+    compare = (
+        "SELECT step, estimator, avg(abs(advantage)) AS size, avg(abs(td)) AS td FROM token_credit "
+        f"WHERE run = '{experiment.run}' GROUP BY ALL ORDER BY ALL"
+    )
+    console.print("\nThe rows stand beside those of training, with purpose 'recredit'. Try next:", markup=False)
+    console.print(f'  {command_name()} sql "{compare}"{root}', markup=False, soft_wrap=True)

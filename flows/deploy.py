@@ -53,9 +53,9 @@ def _server() -> str:
     url = configured_url()
     if url is None:
         raise ServerFailed(
-            "no Prefect server is configured, and what is deployed must outlive this command: start one (prefect server "
-            "start) and name it (prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api, or the environment "
-            "variable of that name)"
+            "no Prefect server is configured, and what is deployed must outlive this command: start one (prefect "
+            "server start) and name it (prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api, or the "
+            "environment variable of that name)"
         )
     if not is_healthy(url):
         raise ServerFailed(
@@ -137,8 +137,8 @@ def _register_pools(client: "SyncPrefectClient", declared: list[dict[str, Any]])
             continue
         if existing.type != pool["type"]:
             raise ValueError(
-                f"the work pool {pool['name']!r} on the server is of type {existing.type!r}, expected {pool['type']!r}: "
-                f"delete it (prefect work-pool delete {pool['name']}) or rename one of them"
+                f"the work pool {pool['name']!r} on the server is of type {existing.type!r}, expected "
+                f"{pool['type']!r}: delete it (prefect work-pool delete {pool['name']}) or rename one of them"
             )
         if existing.concurrency_limit is None:
             client.update_work_pool(pool["name"], WorkPoolUpdate(concurrency_limit=pool["concurrency_limit"]))

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
 
+from flows.takes import StageName
 from tasks.config import Bounds, Experiment
 from tasks.core.advantage import ESTIMATORS
 from tasks.core.verifiers import VERIFIERS
 from tasks.datasets import DATASETS
 from tasks.experiment import apply_override, experiment_names
 
-SCORING = ("evaluation", "sampler", "prompts", "arithmetic", "hub_root", "device", "threads")
+SCORING = ("evaluation", "sampler", "prompts", "arithmetic", "contracts", "hub_root", "device", "threads")
 """Keys that change how a stored policy is scored."""
 
 
@@ -126,17 +127,9 @@ Settings = form_of(Experiment, "Settings")
 ScoringSettings = form_of(Experiment, "ScoringSettings", SCORING)
 """The keys that change how a policy is scored."""
 
-StageName = Literal[
-    "policy",
-    "prompts",
-    "demonstrations",
-    "warm_start",
-    "generation",
-    "verification",
-    "credit",
-    "training",
-    "evaluation",
-]
+CreditSettings = form_of(Experiment, "CreditSettings", ("credit",))
+"""The keys that change how stored rollouts are credited."""
+
 BenchmarkName = Literal[tuple(sorted(DATASETS))]  # type: ignore[valid-type]
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]
 VerifierName = Literal[tuple(sorted(VERIFIERS))]  # type: ignore[valid-type]
@@ -155,6 +148,9 @@ class RerunForm(Form):
     from_stage: StageName = Field(description="The stage to compute again although storage has it.")
     step: Annotated[int, Field(ge=0, strict=True)] | None = Field(
         default=None, description="At this step only; empty: wherever the run has that stage."
+    )
+    purpose: Literal["train", "eval"] | None = Field(
+        default=None, description="eval: generation or verification of the benchmarks; empty: those of training."
     )
     force: bool | None = Field(
         default=None, description="Also compute again what depends on it when the new contents equal the old ones."

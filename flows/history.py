@@ -1,13 +1,16 @@
 """What earlier executions say of a stage: what it was computed from the last time, how it failed, what it cost."""
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.commit_log import read_events
 from tasks.call import Call
+from tasks.config import Experiment
+from tasks.experiment import parse_experiment
 
 RECENT = 8
 """Executions whose mean is the expected cost."""
@@ -38,36 +41,50 @@ class Cost:
         return f"{self.seconds:,.1f} s{tokens}, {self.num_bytes / 1e6:,.1f} MB{unknown}"
 
 
+def stored_experiment(data_root: Path, name: str) -> Experiment:
+    """The settings that the stored run `name` (or the only one that begins so) was last worked on with.
+
+    Raises ValueError for another name, and FileNotFoundError when nothing is stored there.
+    """
+    log = data_root / "log.jsonl"
+    if not log.exists():
+        raise FileNotFoundError(
+            f"no run has been stored under {data_root.resolve()}; start one with `tempo train quickstart`, or name "
+            "another folder with --data-root"
+        )
+    started = {event["run"]: event for event in read_events(log, "run") if event["state"] == "started"}
+    return parse_experiment(started[find_run(sorted(started), name)]["experiment"], origin=f"the stored run {name!r}")
+
+
+def find_run(runs: Sequence[str], name: str) -> str:
+    """The stored run `name`, or the only one of `runs` that begins with it. Raises ValueError otherwise."""
+    matches = [name] if name in runs else [run for run in runs if run.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = "is the beginning of several runs" if matches else "is no stored run"
+    raise ValueError(f"run: {name!r} {problem}; expected one of: {', '.join(runs) or 'none'} (see `tempo runs`)")
+
+
 class History:
     """The stage events of a commit log, as far as one run's plan needs them."""
 
     def __init__(self, log: Path, run: str) -> None:
-        self._last: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-        self._failure: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-        self._costs: dict[tuple[Any, ...], list[Cost]] = defaultdict(list)
-        for event in read_events(log):
-            if event.get("event") != "stage":
-                continue
-            is_own = event["run"] == run
-            place = (event["step"], event["purpose"], event["label"], event["stage"])
-            if event["outcome"] == "ran":
-                cost = Cost(event["seconds"], event.get("tokens") or 0, event.get("bytes") or 0)
-                for key in (place[1:], (is_own, *place[1:])):
-                    self._costs[key].append(cost)
-            if is_own and event["outcome"] == "failed":
-                self._failure[place] = event
-            elif is_own and event["outcome"] in ("ran", "cached"):
-                self._last[place] = event
-                self._failure.pop(place, None)
+        self.log = log
+        self.run = run
+
+    @functools.cached_property
+    def _read(self) -> "_Events":
+        """The log is read when the first question is asked: a plan of hits only asks none."""
+        return _Events(self.log, self.run)
 
     def last(self, call: Call) -> Mapping[str, Any] | None:
         """The newest event of the stage at this place that ended with an artifact."""
-        return self._last.get(_place(call))
+        return self._read.last.get(_place(call))
 
     def failure(self, call: Call) -> str | None:
-        """Why the same computation failed, if that is the newest thing known of this place."""
-        event = self._failure.get(_place(call))
-        return str(event["error"]) if event and event["key"] == call.key else None
+        """Why the stage failed at this place, if that is the newest thing known of it."""
+        event = self._read.failures.get(_place(call))
+        return str(event["error"]) if event else None
 
     def differences(self, call: Call, unknown: set[str]) -> list[str]:
         """Parts of the key that differ from the last time, from what to what; inputs in `unknown` are left out."""
@@ -87,11 +104,32 @@ class History:
     def cost_of(self, call: Call) -> Cost:
         """Mean of the last executions: this run's, else any run's; of this label, whatever the step."""
         place = _place(call)[1:]
-        known = (self._costs.get((True, *place)) or self._costs.get(place) or [])[-RECENT:]
+        known = (self._read.costs.get((True, *place)) or self._read.costs.get(place) or [])[-RECENT:]
         if not known:
             return Cost(num_unknown=1)
         total = sum(known, Cost())
         return Cost(total.seconds / len(known), total.tokens / len(known), total.num_bytes / len(known))
+
+
+class _Events:
+    """Newest artifact and newest failure by place, and the costs of what was computed."""
+
+    def __init__(self, log: Path, run: str) -> None:
+        self.last: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        self.failures: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        self.costs: dict[tuple[Any, ...], list[Cost]] = defaultdict(list)
+        for event in read_events(log, "stage"):
+            is_own = event["run"] == run
+            place = (event["step"], event["purpose"], event["label"], event["stage"])
+            if event["outcome"] == "ran":
+                cost = Cost(event["seconds"], event.get("tokens") or 0, event.get("bytes") or 0)
+                for key in (place[1:], (is_own, *place[1:])):
+                    self.costs[key].append(cost)
+            if is_own and event["outcome"] == "failed":
+                self.failures[place] = event
+            elif is_own and event["outcome"] in ("ran", "cached"):
+                self.last[place] = event
+                self.failures.pop(place, None)
 
 
 def _place(call: Call) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.progress import current_listener
 from flows.retention import Retention
 from flows.run import Sources, find_sources, open_run
-from flows.scoring import evaluate_policy
+from flows.scoring import evaluate_policy, separate_benchmarks
 from flows.takes import Rerun, settings_at
 from storage.artifact import Artifact
 from tasks.config import Experiment
@@ -64,6 +64,7 @@ def prepare(run: Run, experiment: Experiment, sources: Sources) -> tuple[Artifac
     questions = prompts(
         run.at(0), source=sources.prompts, tokenizer=tokenizer, config=experiment.prompts, verifier=sources.verifier
     )
+    separate_benchmarks(run, experiment, sources, questions, start)
     if not experiment.warm_start.updates:
         return start, questions, start
     pairs = demonstrations(

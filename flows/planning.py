@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows.history import Cost, History
+from flows.history import Cost, History, stored_experiment
 from flows.loop import walk
 from flows.run import at_attempt, find_sources
-from flows.takes import Rerun
+from flows.takes import Rerun, settings_at, split_overrides
 from storage.artifact import Artifact, Part, Store
 from tasks.call import Call
 from tasks.config import Experiment
+from tasks.experiment import apply_overrides
 from tasks.place import Place, Run, Take
 from tasks.rebuilding import num_to_rebuild
 
@@ -79,6 +80,7 @@ class Planner:
     def __init__(self, history: History) -> None:
         self.history = history
         self.stages: list[PlannedStage] = []
+        self._rebuilt: set[str] = set()
 
     def __call__(self, call: Call) -> Artifact:
         waits = {name: part.artifact for name, part in call.inputs.items() if isinstance(part.artifact, Pending)}
@@ -88,29 +90,44 @@ class Planner:
             self.stages.append(PlannedStage(call.place, call.stage, "hit", "", Cost()))
             return artifact
         kind, reason = self._why(call, waits)
-        rebuilt = sum(num_to_rebuild(call.place.run, part.artifact) for part in call.inputs.values() if part.is_dropped)
+        rebuilt = self._num_to_rebuild(call)
         if rebuilt:
             reason += f"; rebuilds {rebuilt} dropped {'policy' if rebuilt == 1 else 'policies'} first"
         cost = self.history.cost_of(call)
         self.stages.append(PlannedStage(call.place, call.stage, kind, reason, cost))
         return Pending(call.stage, "", Path(), call.place.title(call.stage), call.take)
 
+    def _num_to_rebuild(self, call: Call) -> int:
+        """How many dropped policies the stage needs that no stage before it in the plan has rebuilt."""
+        needed = {part.artifact.key: part.artifact for part in call.inputs.values() if part.is_dropped}
+        fresh = [artifact for key, artifact in needed.items() if key not in self._rebuilt]
+        self._rebuilt.update(needed)
+        return sum(num_to_rebuild(call.place.run, artifact) for artifact in fresh)
+
     def _why(self, call: Call, waits: dict[str, Artifact]) -> tuple[str, str]:
-        last = self.history.last(call)
+        last, failure = self.history.last(call), self.history.failure(call)
+        if last is None and failure is None:
+            return "new", "not run yet"
         differences = self.history.differences(call, set(waits)) if last else []
         if call.take and (last is None or last["key_parts"].get("take") != call.take):
-            return "rerun", ", ".join([f"computed again by the rerun {call.take}", *differences])
+            others = [difference for difference in differences if not difference.startswith("take ")]
+            return "rerun", ", ".join([f"computed again by the rerun {call.take}", *others])
         if waits:
-            made = [f"{name} is made by {a.title}" for name, a in waits.items() if isinstance(a, Pending)]
-            return ("changed" if differences else "waits"), ", ".join([*differences, *made])
-        failure = self.history.failure(call)
-        if failure:
+            return ("changed" if differences else "waits"), ", ".join([*differences, *_waiting_for(waits)])
+        if failure is not None:
             return "failed", f"failed before: {failure}"
-        if last is None:
-            return "new", "not run yet"
-        if last["key"] == call.key:
+        if last is not None and last["key"] == call.key:
             return "missing", "it was stored, and its files are gone or damaged"
         return "changed", ", ".join(differences)
+
+
+def _waiting_for(waits: dict[str, Artifact]) -> list[str]:
+    """Which inputs come from which stage that would run."""
+    names: dict[str, list[str]] = {}
+    for name, artifact in waits.items():
+        assert isinstance(artifact, Pending)
+        names.setdefault(artifact.title, []).append(name)
+    return [f"{' and '.join(inputs)} from {title}" for title, inputs in names.items()]
 
 
 def plan_experiment(
@@ -120,33 +137,55 @@ def plan_experiment(
     find_sources(experiment)
     history = History(data_root / "log.jsonl", experiment.run)
     planner = Planner(history)
-    run = Run(experiment.run, "", Store(data_root), uses_prefect=False, perform=planner)
+    run = Run(experiment.run, "", Store(data_root), perform=planner)
     run = at_attempt(run, experiment, rerun)
     walk(run, experiment)
     return run, planner.stages
 
 
-def refuse_beyond(run: Run, stages: list[PlannedStage], history_run: str, take: Take) -> None:
-    """Raise ValueError when the rerun asks for a stage that the run has not reached, or changes one before it."""
+def learn_makers(run: Run, experiment: Experiment) -> None:
+    """Walk the run without computing anything, so that it knows how its dropped policies were made."""
+    walk(replace(run, perform=Planner(History(run.log, run.name))), experiment)
+
+
+def request_rerun(
+    data_root: Path, name: str, request: Rerun, experiment: Experiment | None = None
+) -> tuple[Experiment, Rerun]:
+    """The experiment of the stored run `name` and the request, ready for `train_experiment`; settings that lengthen or
+    score the whole run go into the experiment. `experiment` replaces the one that the run was last worked on with.
+
+    Raises ValueError when the run does not exist, when it has not reached the stage, and when the settings would change
+    a stage that comes before it: a rerun computes that stage and what depends on it, and nothing else.
+    """
+    extending, local = split_overrides(request.overrides)
+    stored = stored_experiment(data_root, name)
+    experiment = apply_overrides(experiment or stored, extending)
+    request = replace(request, overrides=local)
+    settings_at(experiment, (request.take("r0"),), request.step or 0)  # a bad setting is refused before anything else
+    run, stages = plan_experiment(experiment, data_root, request)
+    _refuse_beyond(run.takes[-1], stages, experiment.run)
+    return experiment, request
+
+
+def _refuse_beyond(take: Take, stages: list[PlannedStage], run: str) -> None:
+    """Raise ValueError for a stage that the run has not reached, and for settings that change a stage before it."""
     covered = [i for i, planned in enumerate(stages) if take.covers(planned.place, planned.stage)]
-    reached = [i for i in covered if stages[i].kind in ("rerun", "hit")]
-    where = f" at step {take.step}" if take.step is not None else ""
-    if not covered:
-        names = sorted({planned.stage for planned in stages})
+    reached = [i for i in covered if stages[i].kind != "new"]
+    where = f"--from {take.from_stage}" + (f" --step {take.step}" if take.step is not None else "")
+    if not reached:
+        names = ", ".join(dict.fromkeys(planned.stage for planned in stages))
+        last = max((planned.place.step for planned in stages if planned.kind != "new"), default=0)
         raise ValueError(
-            f"--from {take.from_stage}: the run {history_run!r} has no such stage{where}: its stages are "
-            f"{', '.join(names)}, its steps 0 to {max(planned.place.step for planned in stages)}"
+            f"{where}: the run {run!r} has not done that: its stages are {names}, and it has reached step {last}. "
+            "Name one of these, or go on training with tempo train"
         )
-    changed = [planned for planned in stages[: covered[0]] if planned.kind == "changed"]
-    if changed:
-        first = changed[0]
-        raise ValueError(
-            f"the settings change {first.place.title(first.stage)} ({first.reason}), which comes before "
-            f"--from {take.from_stage}{where}: a rerun leaves what comes before it alone. Start it there with "
-            f"--from {first.stage} --step {first.place.step}, or name settings that only later stages use"
-        )
-    assert reached
-    del run
+    for planned in stages[: reached[0]]:
+        if planned.kind == "changed":
+            raise ValueError(
+                f"{where}: the settings change {planned.place.title(planned.stage)} ({planned.reason}), which comes "
+                f"before it, and a rerun leaves that alone. Start at --from {planned.stage} --step "
+                f"{planned.place.step}, or change settings that only later stages use"
+            )
 
 
 def lines(stages: list[PlannedStage]) -> Iterator[str]:
@@ -157,7 +196,7 @@ def lines(stages: list[PlannedStage]) -> Iterator[str]:
         yield f"step {planned.place.step:>3}  {name:<40} {'hit' if planned.is_hit else 'run'}  {tail}".rstrip()
     to_run = [planned for planned in stages if not planned.is_hit]
     undecided = sum(planned.kind == "waits" for planned in to_run)
-    total = replace(sum((planned.cost for planned in to_run), Cost()))
+    total = sum((planned.cost for planned in to_run), Cost())
     yield (
         f"{len(stages)} stages: {len(stages) - len(to_run)} hits, {len(to_run)} would run"
         + (f" ({undecided} of them only if their inputs change)" if undecided else "")

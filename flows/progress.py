@@ -60,6 +60,9 @@ class RunListener(Listener):
         if place.purpose == "eval":
             self._evaluation_finished(place, stage, summary, outcome)
             return
+        if place.purpose == "recredit":
+            self._recredited(place, stage, summary, outcome)
+            return
         if place.step == 0:
             self.say(f"{stage:<15} {_outcome(outcome, seconds)}  {_figures(summary)}")
             return
@@ -89,6 +92,13 @@ class RunListener(Listener):
                 f"step {place.step:>3}  score of {summary['benchmark']} ({summary['decoding']}): "
                 f"{summary['mean']:.3f}{error} over {summary['n']} prompts"
                 + ("  Cached" if outcome == "cached" else "")
+            )
+
+    def _recredited(self, place: Place, stage: str, summary: Summary, outcome: str) -> None:
+        if stage == "credit":
+            self.say(
+                f"step {place.step:>3}  {place.label}: mean reward {summary['mean_reward']}, no signal "
+                f"{summary['groups_without_signal']}/{summary['groups']}" + ("  Cached" if outcome == "cached" else "")
             )
 
     def _step_finished(self) -> None:

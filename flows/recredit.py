@@ -4,12 +4,17 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.forms import EstimatorName, VerifierName
+from flows.forms import CreditSettings, EstimatorName, VerifierName, overrides
+from flows.recrediting import recredit_run
 
 
 @flow(name="recredit", flow_run_name="recredit {run}", persist_result=False)
 def recredit(
-    run: str, estimator: EstimatorName | None = None, verifier: VerifierName | None = None, data_root: str = "data"
+    run: str,
+    estimator: EstimatorName | None = None,
+    verifier: VerifierName | None = None,
+    settings: CreditSettings = CreditSettings(),  # noqa: B008 (frozen)
+    data_root: str = "data",
 ) -> None:
     """Judge and credit a run's stored rollouts once more; the rows are added beside those of training.
 
@@ -17,8 +22,7 @@ def recredit(
         run: a stored run, or the beginning of its name.
         estimator: another advantage estimator; empty: the run's own.
         verifier: another verifier; empty: the run's own.
+        settings: keys of the credit that differ from the run's experiment.
         data_root: folder that holds artifacts, log and tables.
     """
-    from flows.recrediting import recredit_run
-
-    recredit_run(run, estimator, verifier, Path(data_root), uses_prefect=True)
+    recredit_run(run, estimator, verifier, Path(data_root), uses_prefect=True, overrides=overrides(settings))

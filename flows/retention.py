@@ -27,8 +27,8 @@ class Retention:
     def _keys_of_other_runs(self) -> frozenset[str]:
         return frozenset(
             event["key"]
-            for event in read_events(self.run.log)
-            if event.get("stage") == "training" and event.get("run") != self.run.name
+            for event in read_events(self.run.log, "stage")
+            if event["stage"] == "training" and event["run"] != self.run.name
         )
 
     def add(self, step: int, policy: Artifact) -> None:

@@ -21,6 +21,7 @@ from tasks.core.verifiers import get_verifier
 from tasks.datasets import DatasetSource, dataset_source, get_dataset
 from tasks.experiment import ConfigError, attempt_of
 from tasks.policy import PolicySource, policy_source
+from tasks.prefect_task import Display
 from tasks.stage import Listener, Run, log_event
 
 PACKAGES = ("torch", "transformers", "prefect", "pyarrow", "duckdb", "datasets", "numpy")
@@ -113,17 +114,21 @@ def open_run(
     Raises RunLocked when another process works on it, and OSError with a remedy when the data root is not writable.
     """
     check_writable(data_root)
+    display = Display() if uses_prefect else None
     run = Run(
         name=experiment.run,
         attempt=attempt or "",
         store=Store(data_root),
         listener=listener,
-        uses_prefect=uses_prefect,
+        perform=display.perform if display else None,
         device=experiment.device,
         threads=experiment.threads,
+        limits=asdict(experiment.contracts),
     )
     if attempt:  # rows added to a stored attempt: they append, and need neither its lock nor an entry of their own
         yield run
+        if display:
+            display.flush()
         return
     with run_lock(data_root / "locks" / f"{experiment.run}.lock", experiment.run):
         flow_run = _flow_run() if uses_prefect else None
@@ -133,6 +138,8 @@ def open_run(
         _log(run, "started", code=code_version(), flow_run=flow_run, **facts)
         try:
             yield run
+            if display:
+                display.flush()
         except Exception as error:
             _log(run, "failed", error=f"{type(error).__name__}: {error}")
             raise
@@ -144,7 +151,7 @@ def open_run(
 
 def at_attempt(run: Run, experiment: Experiment, rerun: Rerun | None, flow_run: str | None = None) -> Run:
     """The run with the attempt and the takes that the experiment, the log and a request for a rerun lead to."""
-    events = [e for e in read_events(run.log) if e.get("event") == "run" and e.get("run") == run.name]
+    events = [event for event in read_events(run.log, "run") if event["run"] == run.name]
     started = [event for event in events if event["state"] == "started"]
     base = attempt_of(experiment)
     if rerun is None:
@@ -168,11 +175,12 @@ def _tell_other_attempt(run: Run) -> None:
         event["attempt"] for event in read_events(run.log) if event.get("run") == run.name and "attempt" in event
     ]
     if attempts and attempts[-1] != run.attempt:
-        known = "are used again" if run.attempt in attempts else "are new"
-        what = f"The rerun {run.takes[-1].name}" if run.takes else "The settings"
+        what = f"The rerun {run.takes[-1].name} of the run {run.name!r} is" if run.takes else ""
+        what = what or f"The settings of the run {run.name!r} are"
         run.listener.note(
-            f"{what} of the run {run.name!r} {known}: SQL now shows this attempt ({run.attempt}); the rows of "
-            f"attempt {attempts[-1]} stay stored and are shown again with its settings. To see both: --set run=NAME"
+            f"{what} {'used again' if run.attempt in attempts else 'new'}: SQL now shows this attempt ({run.attempt}); "
+            f"the rows of attempt {attempts[-1]} stay stored and are shown again with its settings. To see both: "
+            "--set run=NAME"
         )
 
 

@@ -3,16 +3,43 @@
 import dataclasses
 
 from flows.run import Sources
-from storage.artifact import Artifact
+from storage.artifact import Artifact, Part
 from tasks.config import Experiment
 from tasks.core.seeds import derive_seed
 from tasks.core.verifiers import get_verifier
-from tasks.datasets import get_dataset
+from tasks.datasets import DatasetSource, get_dataset
 from tasks.evaluation import evaluation
 from tasks.generation import Selection, generation
 from tasks.prompts import prompts
+from tasks.separation import separation
 from tasks.stage import Run
 from tasks.verification import verification
+
+
+def benchmark_prompts(
+    run: Run, experiment: Experiment, source: DatasetSource, tokenizer: Artifact, *, step: int
+) -> Part:
+    """The prompts of one benchmark."""
+    return prompts(
+        run.at(step, "eval", source.dataset),
+        source=source,
+        tokenizer=tokenizer.part("tokenizer"),
+        config=dataclasses.replace(experiment.prompts, limit=experiment.evaluation.limit),
+        verifier=get_dataset(source.dataset, "benchmarks").verifier,
+    ).part("prompts")
+
+
+def separate_benchmarks(
+    run: Run, experiment: Experiment, sources: Sources, questions: Artifact, tokenizer: Artifact
+) -> None:
+    """Refuse benchmarks whose prompts are training prompts too, before anything is trained."""
+    for name, source in sources.benchmarks.items():
+        separation(
+            run.at(0, "train", name),
+            prompts=questions.part("prompts"),
+            benchmark=benchmark_prompts(run, experiment, source, tokenizer, step=0),
+            allow_benchmark_prompts=experiment.contracts.allow_benchmark_prompts,
+        )
 
 
 def evaluate_policy(
@@ -24,13 +51,7 @@ def evaluate_policy(
     counts = {"sampled": settings.num_samples, "greedy": 1 if settings.greedy else 0}
     for name, source in sources.benchmarks.items():
         verifier = get_verifier(get_dataset(name, "benchmarks").verifier)
-        asked = prompts(
-            run.at(step, "eval", name),
-            source=source,
-            tokenizer=tokenizer.part("tokenizer"),
-            config=dataclasses.replace(experiment.prompts, limit=settings.limit),
-            verifier=verifier.name,
-        ).part("prompts")
+        asked = benchmark_prompts(run, experiment, source, tokenizer, step=step)
         for decoding, num_samples in counts.items():
             if not num_samples:
                 continue

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.history import find_run
+from flows.takes import stored_takes
 from storage.artifact import Artifact, Store
 from storage.catalog import open_catalog
 from tasks.config import Experiment
 from tasks.experiment import apply_overrides, parse_experiment
+from tasks.place import Take
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "hub_root", "device", "threads")
+SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "contracts.", "hub_root", "device", "threads")
 """Keys that `tempo evaluate --set` takes."""
 
 
@@ -30,17 +33,13 @@ class StoredPolicy:
     policy: Artifact | None = None
     first_policy: Artifact | None = None
     """The artifact of the run's first policy: it holds the tokenizer."""
+    takes: tuple[Take, ...] = ()
+    """Reruns of the attempt that made it."""
 
 
-def find_run(connection: "DuckDBPyConnection", name: str) -> str:
+def stored_run(connection: "DuckDBPyConnection", name: str) -> str:
     """The stored run `name`, or the only one that begins with it. Raises ValueError otherwise."""
-    runs = [row[0] for row in connection.execute("SELECT run FROM runs ORDER BY run").fetchall()]
-    matches = [name] if name in runs else [run for run in runs if run.startswith(name)]
-    if len(matches) == 1:
-        return matches[0]
-    listed = ", ".join(runs) or "none"
-    problem = "is the beginning of several runs" if matches else "is no stored run"
-    raise ValueError(f"run: {name!r} {problem}; expected one of: {listed} (see `tempo runs`)")
+    return find_run([row[0] for row in connection.execute("SELECT run FROM runs ORDER BY run").fetchall()], name)
 
 
 def find_policy(data_root: Path, policy: str) -> StoredPolicy:
@@ -53,9 +52,9 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
         return _checkpoint(policy)
     connection = open_catalog(data_root)
     if with_step and with_step["step"] == "latest":
-        where, values = "l.run = ?", [find_run(connection, with_step["run"])]
+        where, values = "l.run = ?", [stored_run(connection, with_step["run"])]
     elif with_step:
-        where, values = "l.run = ? AND l.step = ?", [find_run(connection, with_step["run"]), int(with_step["step"])]
+        where, values = "l.run = ? AND l.step = ?", [stored_run(connection, with_step["run"]), int(with_step["step"])]
     else:
         where, values = "starts_with(p.fingerprint, ?)", [policy]
     found = connection.execute(
@@ -69,8 +68,9 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
             f'policy: no stored policy {policy!r}; list them with: tempo sql "SELECT run, step, policy FROM policies"'
         )
     run, step, stage, key = found
-    (experiment,) = connection.execute(
-        "SELECT arg_max(experiment, line) FILTER (experiment IS NOT NULL) FROM run_events WHERE run = ?", [run]
+    experiment, takes = connection.execute(
+        "SELECT arg_max(experiment, line), arg_max(takes, line) FROM run_events WHERE run = ? AND state = 'started'",
+        [run],
     ).fetchone()
     attempt, first = connection.execute(
         "SELECT r.attempt, l.key FROM runs r JOIN links l ON l.run = r.run AND l.part = 'tokenizer' WHERE r.run = ?",
@@ -83,6 +83,7 @@ def find_policy(data_root: Path, policy: str) -> StoredPolicy:
         attempt=attempt,
         policy=Artifact(stage, key, store.path_of(stage, key)),
         first_policy=Artifact("policy", first, store.path_of("policy", first)),
+        takes=stored_takes({"takes": json.loads(takes or "[]")}),
     )
 
 

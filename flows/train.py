@@ -6,7 +6,8 @@ from prefect import flow
 
 from flows.forms import ExperimentName, RerunForm, Settings, overrides
 from flows.loop import train_experiment
-from flows.rerun import Rerun
+from flows.planning import request_rerun
+from flows.takes import Rerun
 from tasks.experiment import load_experiment
 
 
@@ -25,15 +26,17 @@ def train(
         rerun: a stage to compute again, and then what depends on it.
         data_root: folder that holds artifacts, log and tables.
     """
-    loaded = load_experiment(experiment, overrides(settings))
-    request = {"rerun": _request(rerun)} if rerun else {}
-    train_experiment(loaded, Path(data_root), uses_prefect=True, **request)
+    loaded, request, root = load_experiment(experiment, overrides(settings)), None, Path(data_root)
+    if rerun is not None:
+        loaded, request = request_rerun(root, loaded.run, _request(rerun), loaded)
+    train_experiment(loaded, root, uses_prefect=True, rerun=request)
 
 
 def _request(form: RerunForm) -> Rerun:
     return Rerun(
         from_stage=form.from_stage,
         step=form.step,
+        purpose=form.purpose or "train",
         force=bool(form.force),
         overrides=tuple(overrides(form.settings)),
     )

@@ -73,7 +73,8 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        with open(f"{self.path}/{MANIFEST}", "rb") as file:
+            loaded: dict[str, Any] = json.load(file)
         return loaded
 
     def part(self, name: str) -> Part:
@@ -116,7 +117,7 @@ class Artifact:
         cut = {
             name
             for name, part in self.manifest["parts"].items()
-            if not all(_has_size(self.path / file, facts["bytes"]) for file, facts in part["files"].items())
+            if not all(_has_size(f"{self.path}/{file}", facts["bytes"]) for file, facts in part["files"].items())
         }
         return not cut or cut <= self.dropped  # the marker is asked for only when files are missing
 
@@ -127,11 +128,13 @@ class Staging:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.parts: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, pa.Table] = {}
+        """Rows of the tables added so far, for the contracts."""
         self.summary: dict[str, Any] = {}
 
     def add_table(self, name: str, columns: Mapping[str, Any]) -> pa.Table:
         """Write one declared table; returns its rows in key order."""
-        rows = make_table(name, columns)
+        rows = self.tables[name] = make_table(name, columns)
         file = f"{name}.parquet"
         write_table(self.path / file, name, rows)
         self.parts[name] = {
@@ -142,6 +145,18 @@ class Staging:
             "files": {file: _file_facts(self.path / file)},
         }
         return rows
+
+    def evidence(self, stage: str) -> Path:
+        """Where the folder goes when its contents break a contract: quarantine/<stage>-<key>-<random>."""
+        key, _, random = self.path.name.split("-")
+        return self.path.parent.parent.parent / "quarantine" / f"{stage}-{key}-{random}"
+
+    def set_aside(self, evidence: Path, facts: Mapping[str, Any]) -> None:
+        """Move the folder to `evidence`, with the facts in breach.json: it can no longer be committed."""
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        (self.path / "breach.json").write_text(text, encoding="utf-8")
+        evidence.parent.mkdir(exist_ok=True)
+        shutil.move(self.path, evidence)  # artifacts may be a link to another disk
 
     def add_folder(self, name: str, folder: Path) -> None:
         """Register a folder already written below `path`; its digest covers every file's name and bytes."""
@@ -253,9 +268,9 @@ def _file_facts(file: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(handle, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
-def _has_size(file: Path, size: int) -> bool:
+def _has_size(file: str, size: int) -> bool:
     try:
-        return file.stat().st_size == size
+        return os.stat(file).st_size == size
     except FileNotFoundError:
         return False
 

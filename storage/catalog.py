@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from storage.dropping import MARKER
+
 if TYPE_CHECKING:
     from storage.schema import Table
 
@@ -20,6 +22,10 @@ QUERIES = Path(__file__).parent / "queries"
 
 class NotReading(ValueError):
     """The statement does something other than read."""
+
+
+class NewerSchema(ValueError):
+    """The data root was written by a later version."""
 
 
 def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
@@ -35,6 +41,7 @@ def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
         )
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     connection.execute(_query("log").replace("$log", _literal(str(log))))
+    _refuse_newer(connection, root)
     _locate_files(connection, root.resolve())
     _create_table_views(connection)
     for view in ("token_credit", "branch_statistics"):
@@ -58,36 +65,61 @@ def _locate_files(connection: duckdb.DuckDBPyConnection, base: Path) -> None:
     """Make the files of `links` absolute, and move those that are gone to `missing_files`: one would fail a view."""
     connection.execute(f"UPDATE links SET file = {_literal(str(base) + '/')} || file")
     files = [file for (file,) in connection.execute("SELECT DISTINCT file FROM links").fetchall()]
-    gone = ", ".join(_literal(file) for file in files if not Path(file).exists())
+    gone = ", ".join(_literal(file) for file in files if not _is_there(Path(file)))
     connection.execute(f"CREATE TABLE missing_files AS FROM links WHERE list_contains([{gone}]::VARCHAR[], file)")
     connection.execute("DELETE FROM links WHERE file IN (SELECT file FROM missing_files)")
+
+
+def _is_there(file: Path) -> bool:
+    """The file or folder exists, or its artifact says that it was dropped on purpose."""
+    return file.exists() or (file.parent / MARKER).exists()
 
 
 def _create_table_views(connection: duckdb.DuckDBPyConnection) -> None:
     """One view per declared table, over its committed files; an empty one with its columns if there are none."""
     from storage.schema import TABLES
 
-    found: dict[str, list[str]] = {}
-    for part, file in connection.execute("SELECT DISTINCT part, file FROM links ORDER BY file").fetchall():
-        found.setdefault(part, []).append(file)
+    found: dict[str, dict[int, list[str]]] = {}
+    rows = "SELECT DISTINCT part, schema_version, file FROM links WHERE ends_with(file, '.parquet') ORDER BY ALL"
+    for part, version, file in connection.execute(rows).fetchall():
+        found.setdefault(part, {}).setdefault(version, []).append(file)
     for table in TABLES.values():
-        connection.execute(_view(table, found.get(table.name, [])))
+        connection.execute(_view(table, found.get(table.name, {})))
 
 
-def _view(table: "Table", paths: list[str]) -> str:
-    columns = ", ".join(f"t.{column.name}" for column in table.columns)
-    if not paths:
+def _refuse_newer(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    """Raise NewerSchema when a later version of this package has written to the root."""
+    from storage.schema import SCHEMA_VERSION
+
+    (newest,) = connection.execute("SELECT max(schema_version) FROM events").fetchone() or (None,)
+    if newest is not None and newest > SCHEMA_VERSION:
+        raise NewerSchema(
+            f"{root.resolve()} holds tables of schema version {newest}; this version reads up to {SCHEMA_VERSION}: "
+            "a newer version of tempo has written there. Update this one (git pull && make setup), or name another "
+            "folder with --data-root"
+        )
+
+
+def _view(table: "Table", files: dict[int, list[str]]) -> str:
+    """A view over the files of a table, by schema version: columns that a version did not have yet are NULL."""
+    if not files:
         empty = ", ".join(f"NULL::{_sql_type(str(c.type))} AS {c.name}" for c in table.columns)
         return (
             f"CREATE VIEW {table.name} AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS step, "
             f"NULL::VARCHAR AS purpose, {empty} WHERE false"
         )
-    listed = ", ".join(_literal(path) for path in paths)
-    return (
-        f"CREATE VIEW {table.name} AS SELECT l.run, l.step, l.purpose, {columns} "
-        f"FROM read_parquet([{listed}], filename = true) t "
-        f"JOIN links l ON l.file = t.filename AND l.part = {_literal(table.name)}"
-    )
+    selects = []
+    for version, paths in sorted(files.items()):
+        columns = ", ".join(
+            f"t.{c.name}" if c.since <= version else f"NULL::{_sql_type(str(c.type))} AS {c.name}"
+            for c in table.columns
+        )
+        selects.append(
+            f"SELECT l.run, l.step, l.purpose, {columns} "
+            f"FROM read_parquet([{', '.join(map(_literal, paths))}], filename = true) t "
+            f"JOIN links l ON l.file = t.filename AND l.part = {_literal(table.name)}"
+        )
+    return f"CREATE VIEW {table.name} AS {' UNION ALL '.join(selects)}"
 
 
 def _sql_type(arrow: str) -> str:

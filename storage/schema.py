@@ -6,10 +6,11 @@ so the catalogue attaches them from the commit log (see catalog.py).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 TEXT, FLAG = pa.string(), pa.bool_()
 INT32, INT64, FLOAT32, FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
@@ -26,6 +27,8 @@ class Column:
     doc: str
     nullable: bool = False
     is_measurement: bool = False
+    since: int = 1
+    """Schema version that brought the column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Table:
     row: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
+    since: int = 1
+    """Schema version that brought the table."""
 
     @property
     def arrow_schema(self) -> pa.Schema:
@@ -45,14 +50,14 @@ class Table:
         return next(column for column in self.columns if column.name == name)
 
 
-def _c(name: str, type: pa.DataType, doc: str, *, nullable: bool = False, is_measurement: bool = False) -> Column:
-    return Column(name=name, type=type, doc=doc, nullable=nullable, is_measurement=is_measurement)
+def _c(name: str, type: pa.DataType, doc: str, **switches: Any) -> Column:
+    return Column(name=name, type=type, doc=doc, **switches)
 
 
 LINK_COLUMNS = (
     _c("run", TEXT, "The run that made or used the row (the experiment's `run` key)."),
     _c("step", INT32, "Iteration of the loop, from 1; 0 is before the first one (prompts, warm start, first scores)."),
-    _c("purpose", TEXT, "'train', or 'eval' for the prompts, rollouts and verdicts of a benchmark."),
+    _c("purpose", TEXT, "'train'; 'eval' for a benchmark; 'recredit' for credit added later to stored rollouts."),
 )
 """Columns that every view has in front, attached by the catalogue."""
 
@@ -78,6 +83,33 @@ PROMPTS = Table(
     ),
 )
 
+DROPPED_PROMPTS = Table(
+    name="dropped_prompts",
+    row="one row of a dataset that did not become a prompt",
+    key=("prompt_id",),
+    since=2,
+    columns=(
+        PROMPT_ID,
+        _c("dataset", TEXT, "Name in the registry of datasets."),
+        _c("split", TEXT, "Split of the dataset."),
+        _c("row_index", INT64, "Row in that split, from 0."),
+        _c("reason", TEXT, "'too long' (more than prompts.max_tokens) or 'empty'."),
+        _c("num_tokens", INT32, "Tokens of the rendered prompt."),
+    ),
+)
+
+SHARED_PROMPTS = Table(
+    name="shared_prompts",
+    row="one prompt of a benchmark that is also a training prompt",
+    key=("benchmark_prompt_id", "prompt_id"),
+    since=2,
+    columns=(
+        _c("benchmark_prompt_id", TEXT, "The benchmark's prompt_id."),
+        _c("prompt_id", TEXT, "prompt_id of the training prompt."),
+        _c("prompt_text", TEXT, "The text of both."),
+    ),
+)
+
 ROLLOUTS = Table(
     name="rollouts",
     row="one completion, with how it was sampled",
@@ -97,6 +129,7 @@ ROLLOUTS = Table(
         _c("temperature", FLOAT64, "Divides the logits before sampling; 0 for greedy decoding."),
         _c("top_p", FLOAT64, "Smallest set of tokens with at least this mass is kept; 1 keeps all."),
         _c("max_tokens", INT32, "Most tokens a completion may have."),
+        _c("epoch", INT32, "Epoch of the prompt's draw, from 0; NULL in an evaluation.", nullable=True, since=2),
     ),
 )
 
@@ -179,6 +212,18 @@ UPDATES = Table(
     ),
 )
 
+UPDATE_GROUPS = Table(
+    name="update_groups",
+    row="one group taken by one optimiser step of training",
+    key=("update", "group_id"),
+    since=2,
+    columns=(
+        _c("update", INT32, "Number of the update within its stage, as in updates."),
+        GROUP_ID,
+        _c("num_completions", INT32, "Credited completions of the group, all in this update."),
+    ),
+)
+
 POLICIES = Table(
     name="policies",
     row="one policy",
@@ -240,15 +285,7 @@ VOCABULARY = Table(
 TABLES = {
     table.name: table
     for table in (
-        PROMPTS,
-        ROLLOUTS,
-        VERDICTS,
-        PREFIX_NODES,
-        ADVANTAGES,
-        UPDATES,
-        POLICIES,
-        SCORES,
-        DEMONSTRATIONS,
-        VOCABULARY,
+        PROMPTS, DROPPED_PROMPTS, SHARED_PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, ADVANTAGES,
+        UPDATES, UPDATE_GROUPS, POLICIES, SCORES, DEMONSTRATIONS, VOCABULARY,
     )
-}
+}  # fmt: skip

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import getpid
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from storage.artifact import Artifact, Part, Staging
 from storage.commit_log import append_event
-from storage.fingerprint import canonical, fingerprint
+from storage.contracts import check_contracts
+from storage.fingerprint import canonical, fingerprint, fingerprint_of_canonical
 from storage.schema import SCHEMA_VERSION
 from tasks.place import Context, Place, Summary
+
+Found = TypeVar("Found", Artifact, Artifact | None)
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,33 @@ class Call:
 
     @functools.cached_property
     def key(self) -> str:
-        return fingerprint(self.key_parts)
+        return fingerprint_of_canonical(self.key_parts)
 
     def run(self) -> tuple[Artifact, str]:
         """The artifact and 'cached' or 'ran'; what happened goes to the commit log and the listener."""
-        run = self.place.run
-        started, at = time.perf_counter(), datetime.now(UTC)
-        run.listener.stage_started(self.place, self.stage)
+        found = self.hit()
+        return (found, "cached") if found is not None else (self._finish("ran", self._make), "ran")
+
+    def hit(self) -> Artifact | None:
+        """The stored artifact, logged as 'cached'; None when the stage has to be computed."""
+        self.place.run.listener.stage_started(self.place, self.stage)
+        return self._finish("cached", lambda: self.place.run.store.find(self.stage, self.key))
+
+    def _finish(self, outcome: str, get: Callable[[], Found]) -> Found:
+        """What `get` gives, logged and told; None is no outcome, an exception is the outcome 'failed'."""
+        run, started, at = self.place.run, time.perf_counter(), datetime.now(UTC)
         try:
-            artifact, outcome = run.store.find(self.stage, self.key), "cached"
-            if artifact is None:
-                artifact, outcome = self._make(), "ran"
+            artifact = get()
         except BaseException as error:
             self.log(at, "failed", time.perf_counter() - started, None, error)
             raise
-        seconds = time.perf_counter() - started
-        with disk_full_explained(run.store.root):
-            self.log(at, outcome, seconds, artifact, None)
-        self.remember(artifact)
-        run.listener.stage_finished(self.place, self.stage, outcome, seconds, artifact.summary)
-        return artifact, outcome
+        if artifact is not None:
+            seconds = time.perf_counter() - started
+            with disk_full_explained(run.store.root):
+                self.log(at, outcome, seconds, artifact, None)
+            self.remember(artifact)
+            run.listener.stage_finished(self.place, self.stage, outcome, seconds, artifact.summary)
+        return artifact
 
     def remember(self, artifact: Artifact) -> None:
         """Keep the call of an artifact with folders: those may be dropped, and made again by this call."""
@@ -76,11 +86,14 @@ class Call:
             self.place.run.makers[artifact.stage, artifact.key] = self
 
     def _make(self) -> Artifact:
-        """Compute and commit. Inputs that retention has dropped are rebuilt first, for as long as this takes."""
-        from tasks.rebuilding import borrowed
+        """Compute and commit; inputs that retention has dropped are rebuilt first."""
+        from tasks.rebuilding import rebuild
 
         run = self.place.run
-        with borrowed(run, self.inputs.values()), self.computed() as staging:
+        for part in self.inputs.values():
+            if part.is_dropped:
+                rebuild(run, part.artifact)
+        with self.computed() as staging:
             return run.store.commit(staging, self.stage, self.key, self.key_parts)
 
     @contextmanager
@@ -97,6 +110,8 @@ class Call:
                 progress=lambda done, total: run.listener.stage_progress(self.place, self.stage, done, total),
             )
             staging.summary = canonical(self.compute(context, **self.identity))
+            numbers = {name: value for name, value in self.identity.items() if isinstance(value, int | float)}
+            check_contracts(self.stage, staging, self.inputs, {**run.limits, **numbers})
             yield staging
 
     def log(

@@ -38,6 +38,7 @@ Count = Annotated[int, Bounds(at_least=0)]
 Positive = Annotated[int, Bounds(at_least=1)]
 NonNegative = Annotated[float, Bounds(at_least=0)]
 PositiveFloat = Annotated[float, Bounds(above=0)]
+Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
 Share = Annotated[float, Bounds(above=0, at_most=1)]
 
 Estimator = Literal["tempo", "grpo", "dr_grpo", "rloo", "ppo"]
@@ -159,6 +160,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContractsConfig:
+    """What the contracts between stages tolerate (storage/contracts.py). They are checked when a stage is computed."""
+
+    max_null_verdicts: Fraction = 0.1
+    """Largest share of a generation's completions on which the verifier may fail."""
+    max_mismatch: NonNegative = 0.2
+    """How far the 5 % and 95 % quantiles of the first update's importance ratios may be from 1."""
+    allow_benchmark_prompts: bool = False
+    """Let training prompts be prompts of a benchmark too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One run, from the dataset to the scores."""
 
@@ -207,3 +220,5 @@ class Experiment:
     """Updates."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Scores."""
+    contracts: ContractsConfig = field(default=ContractsConfig(), metadata=NOT_IDENTITY)
+    """What the contracts between stages tolerate."""

@@ -9,7 +9,7 @@ from storage.artifact import Part
 from storage.parquet import flat_list, list_array
 from storage.schema import FLOATS, TOKENS
 from tasks.config import SamplerConfig
-from tasks.core.epoch import prompts_of_step
+from tasks.core.epoch import epochs_of_step, prompts_of_step
 from tasks.core.seeds import derive_seed
 from tasks.policy import POLICY_ID_DIGITS
 from tasks.stage import Context, Summary, stage
@@ -32,8 +32,15 @@ class Selection:
         assert self.prompts_per_step is not None
         return prompts_of_step(num_prompts, self.prompts_per_step, self.step, self.seed)
 
+    def epochs(self, num_prompts: int) -> list[int | None]:
+        """Epoch of each of `rows`; None outside training."""
+        if self.step is None:
+            return [None] * num_prompts
+        assert self.prompts_per_step is not None
+        return list(epochs_of_step(num_prompts, self.prompts_per_step, self.step).tolist())
 
-@stage("generation", version=1)
+
+@stage("generation", version=2)
 def generation(
     context: Context,
     *,
@@ -75,8 +82,8 @@ def generation(
     }
     texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
     prompt_ids = [table.column("prompt_id")[int(p)].as_py() for p in chosen]
-    columns = _identifiers(context.identity, prompt_ids, num_samples) | {"text": texts, "seed": seeds}
-    columns |= {name: [value] * len(texts) for name, value in same_for_all.items()}
+    columns = _identifiers(context.identity, prompt_ids, selection.epochs(table.num_rows), num_samples)
+    columns |= {"text": texts, "seed": seeds} | {name: [value] * len(texts) for name, value in same_for_all.items()}
     context.staging.add_table("rollouts", columns | _sampled_columns(samples))
     return {
         "completions": len(texts),
@@ -85,13 +92,14 @@ def generation(
     }
 
 
-def _identifiers(key: str, prompt_ids: list[str], num_samples: int) -> dict[str, Any]:
+def _identifiers(key: str, prompt_ids: list[str], epochs: list[int | None], num_samples: int) -> dict[str, Any]:
     """Group and rollout ids are the stage's key and counters: unique among all generations, the same when rerun."""
     groups = [f"{key[:12]}-{g:05d}" for g in range(len(prompt_ids))]
     return {
         "rollout_id": [f"{group}-{i:03d}" for group in groups for i in range(num_samples)],
         "group_id": [group for group in groups for _ in range(num_samples)],
         "prompt_id": [prompt_id for prompt_id in prompt_ids for _ in range(num_samples)],
+        "epoch": [epoch for epoch in epochs for _ in range(num_samples)],
     }
 
 

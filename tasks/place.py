@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Summary = dict[str, Any]
 """Figures for people: stored with the artifact, shown when it is made and when it is found again."""
 
-EVAL_STAGES = ("evaluation", "separation")
+EVAL_STAGES = ("evaluation",)
 """Stages that stand in a run with purpose 'eval' only."""
 
 
@@ -61,19 +61,20 @@ class Take:
 
 @dataclass(frozen=True)
 class Run:
-    """One attempt at a run: where it is stored and who watches. `uses_prefect` reports each stage as a Prefect task."""
+    """One attempt at a run: where it is stored and who watches."""
 
     name: str
     attempt: str
     store: Store
     listener: Listener = field(default_factory=Listener)
-    uses_prefect: bool = True
     device: str = "auto"
     threads: int = 0
+    limits: Mapping[str, float | bool] = field(default_factory=dict, compare=False)
+    """Figures that contracts compare with (config.ContractsConfig); one that is absent is not compared."""
     takes: tuple[Take, ...] = ()
     """Reruns of this attempt, oldest first."""
     perform: "Callable[[Call], Artifact] | None" = None
-    """What to do with a call of a stage, instead of finding or computing it: a plan only looks."""
+    """What to do with a call of a stage, instead of finding or computing it: Prefect displays it, a plan only looks."""
     makers: "dict[tuple[str, str], Call]" = field(default_factory=dict, compare=False)
     """(stage, key) -> the call that makes the artifact, for those that can be rebuilt (tasks/rebuilding.py)."""
 

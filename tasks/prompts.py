@@ -15,7 +15,7 @@ class BadPrompts(ValueError):
     """The dataset does not give prompts that can be used."""
 
 
-@stage("prompts", version=1)
+@stage("prompts", version=2)
 def prompts(
     context: Context, *, source: DatasetSource, tokenizer: Part, config: PromptsConfig, verifier: str
 ) -> Summary:
@@ -39,7 +39,7 @@ def prompts(
     context.staging.add_table(
         "prompts",
         {
-            "prompt_id": [f"{source.dataset}/{source.split}/{examples[i].row_index:06d}" for i in kept],
+            "prompt_id": [_prompt_id(source, examples[i]) for i in kept],
             "dataset": [source.dataset] * len(kept),
             "revision": [source.revision] * len(kept),
             "split": [source.split] * len(kept),
@@ -51,7 +51,27 @@ def prompts(
             "verifier": [verifier] * len(kept),
         },
     )
+    context.staging.add_table("dropped_prompts", _dropped(source, examples, token_ids, kept))
     return {"num_prompts": len(kept), "num_dropped": len(examples) - len(kept)}
+
+
+def _prompt_id(source: DatasetSource, example: Example) -> str:
+    return f"{source.dataset}/{source.split}/{example.row_index:06d}"
+
+
+def _dropped(
+    source: DatasetSource, examples: list[Example], token_ids: list[list[int]], kept: list[int]
+) -> dict[str, Any]:
+    """Columns of dropped_prompts: the rows that were left out, and why."""
+    dropped = sorted(set(range(len(examples))) - set(kept))
+    return {
+        "prompt_id": [_prompt_id(source, examples[i]) for i in dropped],
+        "dataset": [source.dataset] * len(dropped),
+        "split": [source.split] * len(dropped),
+        "row_index": [examples[i].row_index for i in dropped],
+        "reason": ["too long" if token_ids[i] else "empty" for i in dropped],
+        "num_tokens": [len(token_ids[i]) for i in dropped],
+    }
 
 
 def _limited(examples: list[Example], limit: int | None) -> list[Example]:

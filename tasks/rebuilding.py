@@ -29,10 +29,11 @@ def borrowed(run: Run, parts: Iterable[Part]) -> Iterator[None]:
 
 
 def rebuild(run: Run, artifact: Artifact) -> frozenset[str]:
-    """Put the dropped parts of `artifact` back, for good; returns their names.
+    """Put the dropped parts of `artifact` back until retention drops them again; returns their names.
 
-    Its own dropped inputs are rebuilt first, back to the nearest policy that was kept. Raises NotRebuilt when the run
-    does not know how the artifact was made, or when the contents differ from those that were dropped.
+    Its own dropped inputs are rebuilt first, back to the nearest policy that was kept, and dropped again at once.
+    Raises NotRebuilt when the run does not know how the artifact was made, or when the contents differ from those that
+    were dropped.
     """
     names = artifact.dropped
     call = run.makers.get((artifact.stage, artifact.key))

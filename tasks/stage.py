@@ -37,42 +37,8 @@ def stage(
             call = Call(name, version, compute, place, identity)
             if place.run.perform is not None:
                 return place.run.perform(call)
-            return _as_prefect_task(call) if place.run.uses_prefect else call.run()[0]
+            return call.run()[0]
 
         return call
 
     return decorate
-
-
-def _as_prefect_task(call: Call) -> Artifact:
-    """Run the call as a Prefect task that ends in the state Cached or Completed; Prefect's own cache stays off.
-
-    Prefect's cache key would hold the run's id and its record may point to a deleted file; storage is the one truth.
-    """
-    from prefect import Task
-    from prefect.cache_policies import NO_CACHE
-    from prefect.states import Completed
-
-    found: list[Artifact] = []
-
-    def body(step: int, purpose: str, label: str, key: str) -> Any:
-        artifact, outcome = call.run()
-        found.append(artifact)
-        message = ", ".join(f"{name} {value}" for name, value in artifact.summary.items() if value is not None)
-        name = "Cached" if outcome == "cached" else "Completed"
-        return Completed(name=name, message=message or None)
-
-    task = Task(
-        fn=body,
-        name=call.stage,
-        task_run_name=call.place.title(call.stage),
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        log_prints=False,
-    )
-    place = call.place
-    state = task(place.step, place.purpose, place.label, call.key, return_state=True)
-    if not state.is_completed():
-        state.result(raise_on_failure=True)
-        raise RuntimeError(f"{place.title(call.stage)} ended as {state.name}: {state.message}")
-    return found[0]

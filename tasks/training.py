@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tasks.engines.trainer import Objective
 
 
-@stage("training", version=1)
+@stage("training", version=2)
 def training(
     context: Context,
     *,
@@ -41,7 +41,8 @@ def training(
     trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.forget_policy()
     engine.configure_cpu(context.threads, trained.num_parameters)
-    batch = _batch(prompts, rollouts, advantages)
+    credited = advantages.read()
+    batch = _batch(prompts, rollouts, credited)
     betas = (config.beta1, config.beta2)
     adam, names = trainer.make_optimizer(
         trained, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
@@ -62,6 +63,7 @@ def training(
     engine.save_optimizer(adam, names, context.staging.path / "optimizer")
     context.staging.add_folder("optimizer", context.staging.path / "optimizer")
     context.staging.add_table("updates", update_columns(rows, "training"))
+    context.staging.add_table("update_groups", _update_groups(credited.column("group_id").to_numpy(), mini_batches))
     engine.keep_policy(trained)
     return _summary(rows)
 
@@ -96,11 +98,20 @@ def _mini_batches(group_index_R: np.ndarray, updates_per_step: int, seed: int) -
     return [np.flatnonzero(np.isin(group_index_R, groups)) for groups in parts]
 
 
-def _batch(prompts: Part, rollouts: Part, advantages: Part) -> Any:
+def _update_groups(group_id_R: np.ndarray, mini_batches: list[np.ndarray]) -> dict[str, Any]:
+    """Columns of update_groups: which update took which group."""
+    taken = [np.unique(group_id_R[rows], return_counts=True) for rows in mini_batches]
+    return {
+        "update": np.repeat(np.arange(len(taken), dtype=np.int32), [groups.size for groups, _ in taken]),
+        "group_id": np.concatenate([groups for groups, _ in taken]).tolist(),
+        "num_completions": np.concatenate([counts for _, counts in taken]).astype(np.int32),
+    }
+
+
+def _batch(prompts: Part, rollouts: Part, credited: pa.Table) -> Any:
     """The step's credited completions with their prompts, sampler log-probabilities and dense advantages."""
     from tasks.engines.trainer import Batch
 
-    credited = advantages.read()
     sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs"])
     num_sampled = sampled.num_rows
     if num_sampled != credited.num_rows:  # completions without a reward were left out of the advantages

@@ -4,7 +4,11 @@ import atexit
 import os
 import sys
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # speed is measured in tests/benchmarks
+hypothesis.settings.load_profile("untimed")
 
 _status: list[int] = []
 

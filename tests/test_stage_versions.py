@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DIGESTS = Path(__file__).parent / "stage_digests.json"
 ACCEPT = "TEMPO_ACCEPT_STAGES"
 COMMAND = f"{ACCEPT}=1 pytest tests/test_stage_versions.py"
-NOT_CODE = {"tasks.stage", "tasks.call", "tasks.place", "tasks.rebuilding", "tasks.config", "tasks.experiment"}
+NOT_CODE = {
+    f"tasks.{name}" for name in ("stage", "call", "place", "prefect_task", "rebuilding", "config", "experiment")
+}
 """How stages are run and configured: what of it decides a result is in the stage's key."""
 
 

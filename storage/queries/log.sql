@@ -35,7 +35,7 @@ FROM events GROUP BY run;
 -- one; of an evaluation every one, since other samples or limits add scores and hide none. Prompts stand where they first
 -- served: they are the same rows at every step.
 CREATE TABLE links AS
-SELECT run, step, purpose, stage, label, key, part, file
+SELECT run, step, purpose, stage, label, key, part, file, coalesce(schema_version, 1) AS schema_version
 FROM (
     SELECT e.*,
            row_number() OVER (

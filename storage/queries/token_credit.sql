@@ -1,4 +1,5 @@
--- One row per token of every credited completion: its log-probability, td and advantage, decoded.
+-- One row per token of every credited completion and estimator: its log-probability, td and advantage, decoded. `purpose`
+-- is 'train', or 'recredit' for the credit that was added later.
 CREATE VIEW token_credit AS
 WITH tokens AS (
     SELECT
@@ -10,7 +11,7 @@ WITH tokens AS (
     WHERE purpose = 'train'
 )
 SELECT
-    t.run, t.step, t.group_id, t.rollout_id, t.prompt_id, t.position::INTEGER AS position, t.token_id,
+    t.run, t.step, a.purpose, t.group_id, t.rollout_id, t.prompt_id, t.position::INTEGER AS position, t.token_id,
     v.text AS token, t.sampler_logprob, a.estimator, a.estimator_version, a.reward, a.base_advantage,
     coalesce(a.td_values[list_position(a.td_positions, t.position::INTEGER)], 0)::DOUBLE AS td,
     coalesce(a.token_advantages[t.position + 1],

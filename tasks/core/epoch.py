@@ -28,6 +28,18 @@ def prompts_of_step(num_prompts: int, prompts_per_step: int, step: int, seed: in
     return taken
 
 
+def epochs_of_step(num_prompts: int, prompts_per_step: int, step: int) -> NDArray[np.int32]:
+    """Epoch, from 0, of each prompt that `prompts_of_step` gives for the same arguments, int32 [P].
+
+    The endless row of epochs is counted off: its place k belongs to epoch k // num_prompts.
+
+    >>> epochs_of_step(5, 3, step=2).tolist()
+    [0, 0, 1]
+    """
+    size = min(prompts_per_step, num_prompts)
+    return ((np.arange(size) + (step - 1) * size) // num_prompts).astype(np.int32)
+
+
 def _order(num_prompts: int, size: int, epoch: int, seed: int) -> NDArray[np.int64]:
     """The epoch's permutation; prompts held by the step that spans its start come after those the step still needs."""
     order = _permutation(num_prompts, 0, seed)

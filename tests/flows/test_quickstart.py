@@ -27,9 +27,10 @@ REDUCED = [
     "evaluation.num_samples=2",
 ]
 SETTINGS = [argument for setting in REDUCED for argument in ("--set", setting)]
-NUM_STAGES = 4 + 3 * 4 + 3 * (1 + 2 * 3)
-"""Stage executions of the reduced run: 4 before the first step, 4 in each of 3 steps, and for the scores of steps 0, 2
-and 3 the prompts and generation, verification and evaluation of each of 2 decodings: 37."""
+NUM_STAGES = 4 + 2 + 3 * 4 + 3 * (1 + 2 * 3)
+"""Stage executions of the reduced run: 4 before the first step, the benchmark's prompts and their separation from the
+training's, 4 in each of 3 steps, and for the scores of steps 0, 2 and 3 the prompts and generation, verification and
+evaluation of each of 2 decodings: 39."""
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -146,8 +147,8 @@ def test_run_again_every_stage_is_cached_and_the_numbers_are_the_same(finished):
     assert sql(home, data, CONTENTS) == before
     with sqlite3.connect(data / "prefect" / "prefect.db") as database:
         (cached,) = database.execute("SELECT count(*) FROM task_run WHERE state_name = 'Cached'").fetchone()
-    # the first command found the test prompts of steps 2 and 3 in storage; the second found all stages there
-    assert cached == 2 + NUM_STAGES
+    # the first command found the test prompts of steps 0, 2 and 3 in storage; the second found all stages there
+    assert cached == 3 + NUM_STAGES
     scores = re.search(r"Scores of.*?└", first.stdout, re.DOTALL)
     assert scores is not None
     assert scores.group() in again.stdout

@@ -120,6 +120,7 @@ def rollouts(tokens: dict[str, list[int]], logprobs: dict[str, list[float]]) -> 
         "token_ids": list(tokens.values()),
         "sampler_logprobs": [logprobs[rollout] for rollout in tokens],
         "seed": [0] * num,
+        "epoch": [0] * num,
         "temperature": [1.0] * num,
         "top_p": [1.0] * num,
         "max_tokens": [9] * num,

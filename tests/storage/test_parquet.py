@@ -160,6 +160,7 @@ def rollouts_file(tmp_path_factory) -> pq.FileMetaData:
         "token_ids": [[i % 7, 2] for i in range(num)],
         "sampler_logprobs": [[-0.5, -1.0]] * num,
         "seed": [1] * num,
+        "epoch": [1] * num,
         "temperature": [1.0] * num,
         "top_p": [1.0] * num,
         "max_tokens": [2] * num,

@@ -84,7 +84,7 @@ class Loop:
     def __post_init__(self) -> None:
         store = Store(self.root)
         store.open_for_writing()
-        run = Run(name="test", attempt="a", store=store, uses_prefect=False, threads=self.threads, device="cpu")
+        run = Run(name="test", attempt="a", store=store, threads=self.threads, device="cpu")
         self.place = run.at(1)
         self.artifacts: dict[str, Artifact] = {}
 

@@ -64,7 +64,7 @@ def _no_calls() -> None:
 def run(tmp_path: Path) -> Run:
     store = Store(tmp_path)
     store.open_for_writing()
-    return Run("demo", "a1", store, listener=Witness(), uses_prefect=False, device="cpu")
+    return Run("demo", "a1", store, listener=Witness(), device="cpu")
 
 
 def events(run: Run) -> list[dict[str, Any]]:
@@ -252,7 +252,7 @@ def noise(context: Context, *, kib: int) -> Summary:
 def test_a_real_full_disk_keeps_every_earlier_stage_and_the_same_call_succeeds_once_there_is_space(small_disk: Path):
     store = Store(small_disk)
     store.open_for_writing()
-    run = Run("demo", "a1", store, uses_prefect=False)
+    run = Run("demo", "a1", store)
     earlier: Artifact = spell(run.at(1), config=Settings())
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * (1792 * 1024))

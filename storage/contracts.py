@@ -1,0 +1,147 @@
+"""Data contracts: what must hold of a new artifact, as SQL over its tables before it is committed.
+
+A contract is one file of queries/contracts that returns the rows that break it; empty means that it holds. Its head
+says what must hold, why, and what to do. A stage's tables are seen as they lie in memory, its inputs as views over
+their Parquet files under the names of its arguments, and limits as prepared parameters; a contract whose limit was
+not given is left out.
+"""
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.artifact import Part, Staging
+
+if TYPE_CHECKING:
+    import duckdb
+
+FOLDER = Path(__file__).parent / "queries" / "contracts"
+EVIDENCE_ROWS = 1000
+"""Most violating rows kept in breach.json; the tables themselves are kept beside it."""
+SHOWN_ROWS = 3
+
+CONTRACTS: Mapping[str, tuple[str, ...]] = {
+    "prompts": ("prompt_has_tokens", "prompt_is_unique"),
+    "separation": ("no_benchmark_prompt_in_training",),
+    "generation": ("completion_has_logprobs", "logprobs_are_log_probabilities", "group_is_complete"),
+    "verification": ("rollout_has_one_verdict", "reward_fits_status", "few_null_verdicts"),
+    "credit": (
+        "credit_covers_rewards",
+        "advantages_fit_tokens",
+        "no_signal_no_credit",
+        "td_telescopes",
+        "node_values_add_up",
+    ),
+    "warm_start": ("updates_are_finite",),
+    "training": ("updates_are_finite", "sampler_and_trainer_agree", "group_is_trained_once"),
+    "evaluation": ("score_counts_every_completion",),
+}
+"""Which contracts hold for the tables of which stage."""
+
+
+class ContractBreach(ValueError):
+    """A stage's result breaks a contract; it was set aside, and nothing of it committed."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One contract: its sentences and the query for the rows that break it."""
+
+    name: str
+    holds: str
+    why: str
+    remedy: str
+    sql: str
+    limits: frozenset[str]
+    """Names of the parameters of the query."""
+
+
+@functools.cache
+def contract(name: str) -> Contract:
+    """Read queries/contracts/NAME.sql: a head of three comments (what holds, `Why:`, `Do:`), then one query."""
+    text = (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+    head = " ".join(line.removeprefix("-- ") for line in text.splitlines() if line.startswith("-- "))
+    holds, why, remedy = (part.strip() for part in re.split(r" Why: | Do: ", head))
+    sql = text[text.index("\n", text.rindex("\n-- ") + 1) :].strip()
+    return Contract(name, holds, why, remedy, sql, frozenset(re.findall(r"\$(\w+)", sql)))
+
+
+def check_contracts(
+    stage: str, staging: Staging, inputs: Mapping[str, Part], limits: Mapping[str, float | bool]
+) -> None:
+    """Raise ContractBreach if a staged table breaks a contract of its stage; the staging folder is then evidence.
+
+    `inputs` are the stage's parts by argument name, `limits` the figures that contracts compare with.
+    """
+    applied = [contract(name) for name in CONTRACTS.get(stage, ())]
+    applied = [each for each in applied if each.limits <= set(limits)]
+    if not applied:
+        return
+    with _LOCK:
+        connection = _connection()
+        seen = set(re.findall(r"\w+", " ".join(each.sql for each in applied)))
+        staged = {name: rows for name, rows in staging.tables.items() if name in seen}
+        read = {name: part for name, part in inputs.items() if name in seen and name not in staged}
+        try:
+            for name, rows in staged.items():
+                connection.register(name, rows)
+            for name, part in read.items():
+                file = str(part.path).replace("'", "''")
+                connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM read_parquet('{file}')")
+            broken = _broken(connection, applied, limits)
+        finally:
+            for name in staged:
+                connection.unregister(name)
+            for name in read:
+                connection.execute(f"DROP VIEW IF EXISTS {name}")
+    if broken:
+        raise _breach(stage, staging, *broken)
+
+
+_LOCK = threading.Lock()
+
+
+@functools.cache
+def _connection() -> "duckdb.DuckDBPyConnection":
+    """One in-memory database per process; opening one costs 10 ms, a check a few."""
+    import duckdb
+
+    return duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": "false"})
+
+
+def _broken(
+    connection: "duckdb.DuckDBPyConnection", applied: list[Contract], limits: Mapping[str, float | bool]
+) -> tuple[Contract, int, list[dict[str, Any]]] | None:
+    """The first broken contract, how many rows break it, and these rows. All contracts are one statement."""
+    counts = "\nUNION ALL\n".join(f"SELECT '{each.name}', count(*) FROM (\n{each.sql}\n)" for each in applied)
+    used = {name: limits[name] for each in applied for name in each.limits}
+    num_rows = dict(connection.execute(counts, used).fetchall())
+    for each in applied:
+        if num_rows[each.name]:
+            used = {name: limits[name] for name in each.limits}
+            answer = connection.execute(f"SELECT to_json(b) FROM (\n{each.sql}\n) b LIMIT {EVIDENCE_ROWS}", used)
+            return each, num_rows[each.name], [json.loads(row) for (row,) in answer.fetchall()]
+    return None
+
+
+def _breach(
+    stage: str, staging: Staging, contract: Contract, num_rows: int, rows: list[dict[str, Any]]
+) -> ContractBreach:
+    """Set the staging folder aside with breach.json; the error names contract, rows, reason, remedy and folder."""
+    first = "\n".join(f"    {json.dumps(row, ensure_ascii=False)[:300]}" for row in rows[:SHOWN_ROWS])
+    evidence = staging.evidence(stage)
+    message = (
+        f"the contract {contract.name} is broken by {num_rows} rows of the stage {stage}, which is not stored.\n"
+        f"  Expected: {contract.holds}\n  Got:\n{first}\n  Why it matters: {contract.why}\n  What to do: "
+        f"{contract.remedy}\n  The tables and rows are kept in {evidence}"
+    )
+    facts = {"stage": stage, "contract": contract.name, "message": message, "num_rows": num_rows, "rows": rows}
+    staging.set_aside(evidence, facts)
+    return ContractBreach(message)

@@ -1,0 +1,202 @@
+"""`tempo rerun` and `tempo recredit`: what is computed again, what is not, and what stays of the earlier attempt."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.history import stored_experiment
+from flows.loop import train_experiment
+from flows.planning import request_rerun
+from flows.progress import RunListener, watching
+from flows.takes import Rerun
+from storage.catalog import open_catalog
+from storage.commit_log import read_events
+from tasks.experiment import load_experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+Tempo = Callable[..., tuple[int, str, str]]
+
+
+def query(data: Path, statement: str) -> list[tuple[Any, ...]]:
+    return open_catalog(data).execute(statement).fetchall()
+
+
+def ran(data: Path, after: int) -> list[tuple[int, str, str]]:
+    """(step, purpose, stage) of what was computed since the log had `after` lines."""
+    statement = f"SELECT step, purpose, stage FROM stage_runs WHERE outcome = 'ran' AND line > {after} ORDER BY line"
+    return query(data, statement)
+
+
+def num_lines(data: Path) -> int:
+    return len((data / "log.jsonl").read_text().splitlines())
+
+
+def rerun(data: Path, *, name: str = "quickstart", **request: Any) -> None:
+    experiment, asked = request_rerun(data, name, Rerun(**request))
+    train_experiment(experiment, data, uses_prefect=False, rerun=asked)
+
+
+def takes(data: Path) -> list[list[str]]:
+    """Names of the takes of each time the run was started."""
+    events = [event for event in read_events(data / "log.jsonl") if event.get("state") == "started"]
+    return [[take["name"] for take in event["takes"]] for event in events]
+
+
+def test_a_stage_that_gives_the_same_bytes_again_is_all_that_runs(data):
+    before, attempts = num_lines(data), query(data, "SELECT attempt FROM runs")
+    digests = "SELECT outputs FROM stage_runs WHERE stage = 'training' AND step = 4 ORDER BY line"
+    rerun(data, from_stage="credit", step=2)
+    assert ran(data, before) == [(2, "train", "credit")]
+    assert query(data, digests)[0] == query(data, digests)[-1]
+    assert query(data, "SELECT attempt FROM runs") != attempts
+    (old,) = attempts[0]
+    assert query(data, f"SELECT count(*) > 0 FROM stage_runs WHERE attempt = '{old}'") == [(True,)]
+
+
+def test_without_a_step_the_stage_runs_again_wherever_it_stands(data):
+    before = num_lines(data)
+    rerun(data, from_stage="verification")
+    assert ran(data, before) == [(step, "train", "verification") for step in (1, 2, 3, 4)]
+
+
+def test_with_force_exactly_what_depends_on_it_runs_again_too(data):
+    depends = """
+        WITH RECURSIVE newer AS (
+            SELECT stage, key FROM stage_runs WHERE stage = 'credit' AND step = 3
+            UNION
+            SELECT s.stage, s.key FROM stage_runs s JOIN newer n
+            ON list_contains(map_values(s.inputs), n.stage || '/' || n.key))
+        SELECT DISTINCT step, purpose, stage, label FROM stage_runs JOIN newer USING (stage, key)"""
+    expected = sorted((step, purpose, stage) for step, purpose, stage, _ in query(data, depends))
+    before = num_lines(data)
+    rerun(data, from_stage="credit", step=3, force=True)
+    assert sorted(ran(data, before)) == expected
+    # credit and training of step 3, all four of step 4, and the two decodings of step 4's scores
+    assert len(expected) == 2 + 4 + 2 * 3
+
+
+def test_the_scores_of_a_benchmark_can_be_drawn_again(data):
+    before = num_lines(data)
+    rerun(data, from_stage="generation", purpose="eval", step=2)
+    assert ran(data, before) == [(2, "eval", "generation"), (2, "eval", "generation")]
+
+
+def test_settings_hold_from_the_step_on_and_leave_what_comes_before_alone(data):
+    policies = "SELECT policy FROM policies WHERE origin = 'training' ORDER BY step"
+    old, before = query(data, policies), num_lines(data)
+    rerun(data, from_stage="training", step=3, overrides=("train.learning_rate=1e-3",))
+    new = query(data, policies)
+    assert new[:2] == old[:2]
+    assert new[2] != old[2]
+    assert ran(data, before)[0] == (3, "train", "training")
+    rates = query(data, "SELECT step, learning_rate FROM updates WHERE phase = 'training' AND update = 0 ORDER BY step")
+    assert rates == [(1, 2e-4), (2, 2e-4), (3, 1e-3), (4, 1e-3)]
+    # and a plain training is as the experiment says, from storage
+    before = num_lines(data)
+    train_experiment(stored_experiment(data, "quickstart"), data, uses_prefect=False)
+    assert ran(data, before) == []
+    assert query(data, policies) == old
+
+
+def test_a_training_goes_on_with_what_the_last_rerun_made(data, learning):
+    rerun(data, from_stage="credit", step=2)
+    attempt, before = query(data, "SELECT attempt FROM runs"), num_lines(data)
+    train_experiment(load_experiment("quickstart", [*learning, "steps=5"]), data, uses_prefect=False)
+    assert query(data, "SELECT attempt FROM runs") == attempt
+    assert {step for step, _, _ in ran(data, before)} == {5}
+
+
+class Stopping(RunListener):
+    """Ctrl-C when the stage of a step begins."""
+
+    def __init__(self, experiment: Any, step: int, stage: str) -> None:
+        from rich.console import Console
+
+        super().__init__(experiment, Console(stderr=True))
+        self.at = (step, stage)
+
+    def stage_started(self, place: Any, stage: str) -> None:
+        if (place.step, stage) == self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_rerun_that_was_stopped_is_resumed_by_asking_again_and_a_finished_one_is_done_anew(data):
+    experiment, asked = request_rerun(data, "quickstart", Rerun(from_stage="credit", step=2, force=True))
+    with watching(Stopping(experiment, 4, "verification")), pytest.raises(KeyboardInterrupt):
+        train_experiment(experiment, data, uses_prefect=False, rerun=asked)
+    assert takes(data) == [[], ["r1"]]
+    before = num_lines(data)
+    rerun(data, from_stage="credit", step=2, force=True)
+    assert takes(data) == [[], ["r1"], ["r1"]]
+    assert ran(data, before)[0] == (4, "train", "verification")
+    rerun(data, from_stage="credit", step=2, force=True)
+    assert takes(data)[-1] == ["r1", "r2"]
+
+
+def test_ids_of_rollouts_do_not_depend_on_the_rerun(data):
+    ids = "SELECT rollout_id FROM rollouts WHERE purpose = 'train' ORDER BY ALL"
+    old, before = query(data, ids), num_lines(data)
+    rerun(data, from_stage="generation", step=1)
+    assert ran(data, before) == [(1, "train", "generation")]
+    assert query(data, ids) == old
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--from", "credit", "--step", "9"], "has not done that: its stages are policy, prompts"),
+        (
+            ["--from", "training", "--step", "2", "--set", "sampler.temperature=0.7"],
+            "the settings change step 002 generation (sampler.temperature 1.0 -> 0.7), which comes before it",
+        ),
+        (["--from", "credit", "--set", "run=b"], "to start another one, use tempo train --set run=NAME"),
+        (["--from", "credit", "--set", "credit.epsilon=-1"], "credit.epsilon: expected a number above 0, got -1"),
+    ],
+)
+def test_what_a_rerun_cannot_do_is_refused_before_anything_is_touched(tempo: Tempo, data, arguments, expected):
+    log = (data / "log.jsonl").read_bytes()
+    code, _, err = tempo("rerun", "quickstart", "--no-server", "--data-root", data, *arguments)
+    assert code == 2
+    assert expected in err
+    assert (data / "log.jsonl").read_bytes() == log
+
+
+# --- recredit
+
+
+def test_another_estimator_adds_rows_beside_those_of_training_and_changes_none(tempo: Tempo, data):
+    training = "SELECT * FROM advantages WHERE purpose = 'train' ORDER BY step, rollout_id"
+    before = query(data, training)
+    code, _, err = tempo("recredit", "quickstart", "--estimator", "grpo", "--no-server", "--data-root", data)
+    assert code == 0
+    assert len([line for line in err.splitlines() if "grpo: mean reward" in line]) == 4
+    assert query(data, training) == before
+    pairs = """
+        SELECT count(*), count(*) FILTER (g.base_advantage = t.base_advantage AND len(g.td_positions) = 0)
+        FROM advantages g JOIN advantages t USING (run, step, rollout_id)
+        WHERE g.purpose = 'recredit' AND g.estimator = 'grpo' AND t.purpose = 'train'"""
+    assert query(data, pairs) == [(4 * 6 * 4, 4 * 6 * 4)]  # TEMPO's base advantage is GRPO's, and GRPO has no td
+    assert ran(data, 0)[-1] == (4, "recredit", "credit")
+    training_again = num_lines(data)
+    train_experiment(stored_experiment(data, "quickstart"), data, uses_prefect=False)
+    assert ran(data, training_again) == []
+
+
+def test_a_recredit_loads_no_model(data):
+    code = (
+        "import sys; from flows.cli import main\n"
+        f"code = main(['recredit', 'quickstart', '--estimator', 'rloo', '--no-server', '--data-root', {str(data)!r}])\n"
+        "print(code, sorted({'torch', 'transformers', 'vllm', 'prefect'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_a_recredit_that_would_add_nothing_new_is_refused(tempo: Tempo, data):
+    code, _, err = tempo("recredit", "quickstart", "--estimator", "tempo", "--no-server", "--data-root", data)
+    assert code == 2
+    assert "is credited with tempo already" in err
