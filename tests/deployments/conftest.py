@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "DO_NOT_TRACK": "1",
         "NO_COLOR": "1",
         "COLUMNS": "200",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PREFECT_WORKER_QUERY_SECONDS": "1",  # a test does not wait for the usual 10 s
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",  # 60
         "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",  # 5

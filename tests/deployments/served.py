@@ -26,7 +26,6 @@ TINY: dict[str, Any] = {
     "warm_start": {"updates": 4, "batch_size": 8},
 }
 """Twelve stages in two seconds: 4 before the first step, 4 in each of 2 steps."""
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 
 def wait_for(what: str, answer: Callable[[], Any], seconds: float = 90) -> Any:
@@ -107,6 +106,7 @@ class Served:
 
         def reached() -> dict[str, Any] | None:
             state = self.state(flow_run)
+            assert state["type"] != "FAILED" or "FAILED" in types, state["message"]
             return state if state["type"] in types else None
 
         found: dict[str, Any] = wait_for(f"{flow_run} to be {' or '.join(types)}", reached, seconds)

@@ -74,29 +74,35 @@ def test_tempo_deploy_again_makes_nothing_twice_and_leaves_what_a_person_decided
     served.ask("/work_pools/tempo-train", {"concurrency_limit": 1}, "PATCH")
 
 
-def test_a_schedule_fires_by_itself(served):
+@pytest.fixture(scope="module")
+def scheduled(served: Served) -> str:
+    """The run of the quickstart that a schedule started."""
     deployment = served.deployment("train/train-quickstart")["id"]
     every = {"interval": 15, "anchor_date": "2026-01-01T00:00:00Z"}  # seconds
     tiny = {"settings": served.tiny | {"benchmarks": ["arithmetic"]}}
     (made,) = served.ask(f"/deployments/{deployment}/schedules", [{"schedule": every, "parameters": tiny}])
     where = {"deployments": {"id": {"any_": [deployment]}}, "sort": "START_TIME_ASC"}
 
-    def fired() -> list[dict[str, Any]]:
-        runs: list[dict[str, Any]] = served.ask("/flow_runs/filter", where)
-        return [run for run in runs if run["auto_scheduled"] and run["start_time"]]
+    def fired() -> list[str]:
+        runs = served.ask("/flow_runs/filter", where)
+        return [run["id"] for run in runs if run["auto_scheduled"] and run["start_time"]]
 
     run, *_ = wait_for("the schedule to fire", fired)
     served.ask(f"/deployments/{deployment}/schedules/{made['id']}", method="DELETE")
-    assert served.until(run["id"], "COMPLETED")["name"] == "Completed"
-    assert {title: served.stages(run["id"])[title] for title in PREPARATION + STEPS} == dict.fromkeys(
-        PREPARATION + STEPS, "Completed"
-    )
+    return str(run)
+
+
+def test_a_schedule_fires_by_itself(served, scheduled):
+    assert served.until(scheduled, "COMPLETED")["name"] == "Completed"
+    stages = served.stages(scheduled)
+    assert [stages[title] for title in (*PREPARATION, *STEPS)] == ["Completed"] * 12
+    assert "step 002 evaluation arithmetic greedy" in stages
 
 
 def test_a_second_training_waits_and_a_cancelled_one_leaves_no_process_and_resumes(served):
-    first = served.start(LONG | {"run": "first"})
+    first = served.start(LONG | {"run": "first", "seed": 1})
     wait_for("a step of the first run", lambda: trained_steps(served, "first"))
-    second = served.start({"run": "second"})
+    second = served.start({"run": "second", "seed": 2})
     time.sleep(3)  # three polls of the worker
     assert served.state(second)["type"] == "SCHEDULED"
     assert processes_of(second) == []
@@ -125,7 +131,7 @@ def killed(served: Served) -> tuple[str, int]:
 
     Until somebody notices, the dead run holds the one place of the pool: for the tests there is a second.
     """
-    run = served.start(LONG | {"run": "killed"})
+    run = served.start(LONG | {"run": "killed", "seed": 3})
     wait_for("a step of the run", lambda: trained_steps(served, "killed"))
     for process in (served.workers[0].pid, *processes_of(run)):
         os.kill(process, signal.SIGKILL)
@@ -143,7 +149,7 @@ class Blocked:
         self.artifacts = served.home / "blocked" / "artifacts"
         self.artifacts.mkdir(parents=True)
         self.block("credit")
-        self.run = served.start({"run": "blocked"}, data_root=str(self.artifacts.parent))
+        self.run = served.start({"run": "blocked", "seed": 4}, data_root=str(self.artifacts.parent))
         served.until(self.run, "FAILED")
 
     def block(self, stage: str) -> None:
@@ -203,7 +209,9 @@ def test_a_retry_in_the_browser_runs_the_failed_stage_and_its_dependants(served,
         page.screenshot(path=pictures / "retry.png")
         page.get_by_role("button", name="Retry").last.click()
         served.until(blocked.run, "COMPLETED")
-        page.get_by_text("Completed").first.wait_for()
+        page.reload()
+        page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).last.click()
+        page.get_by_text("step 002 training").first.wait_for()
         page.screenshot(path=pictures / "completed.png")
         browser.close()
     assert served.stages(blocked.run) == {
@@ -211,22 +219,28 @@ def test_a_retry_in_the_browser_runs_the_failed_stage_and_its_dependants(served,
     }
 
 
-def test_a_rerun_is_a_parameter_of_the_deployment(served, blocked):
-    run = served.start({"run": "second"}, rerun={"from_stage": "training", "step": 2, "force": True})
+def test_a_rerun_is_a_parameter_of_the_deployment(served, scheduled):
+    served.until(scheduled, "COMPLETED")
+    run = served.start({"benchmarks": ["arithmetic"]}, rerun={"from_stage": "training", "step": 2})
     served.until(run, "COMPLETED")
-    assert served.stages(run) == dict.fromkeys([*PREPARATION, *STEPS[:7]], "Cached") | {STEPS[7]: "Completed"}
+    stages = served.stages(run)
+    assert [stages[title] for title in (*PREPARATION, *STEPS)] == ["Cached"] * 11 + ["Completed"]
+    assert stages["step 002 evaluation arithmetic greedy"] == "Cached"  # equal weights: what follows is not redone
+    (take,) = [event for event in served.events("quickstart") if event["event"] == "run"][-2]["takes"]
+    assert (take["name"], take["from_stage"], take["step"]) == ("r1", "training", 2)
 
 
-def test_the_nightly_evaluation_scores_the_newest_policy(served, killed):
+def test_the_nightly_evaluation_scores_the_newest_policy(served, scheduled, killed):
+    served.until(scheduled, "COMPLETED")
     deployment = served.deployment("evaluate/evaluate-newest")["id"]
     parameters = {"settings": {"evaluation": {"num_samples": 1}}}
     run = served.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
     served.until(run, "COMPLETED")
-    assert "step 002 evaluation arithmetic sampled" in served.stages(run)
+    assert served.stages(run)["step 002 evaluation arithmetic sampled"] == "Completed"
 
 
 def test_a_run_whose_process_died_under_a_living_worker_is_resumed_at_once(served, blocked):
-    run = served.start(LONG | {"run": "died"})
+    run = served.start(LONG | {"run": "died", "seed": 5})
     wait_for("a step of the run", lambda: trained_steps(served, "died"))
     for process in processes_of(run):
         os.kill(process, signal.SIGKILL)
