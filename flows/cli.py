@@ -105,14 +105,28 @@ def _parser() -> argparse.ArgumentParser:
     recredit.add_argument("run", help="a stored run, or the beginning of its name")
     recredit.add_argument("--estimator", help="another advantage estimator (default: the run's)")
     recredit.add_argument("--verifier", help="another verifier (default: the run's)")
+    _add_storage_commands(add)
+    return parser
+
+
+def _add_storage_commands(add: Callable[..., Any]) -> None:
+    """The commands that work on what is stored."""
     sql = add("sql", _sql, "answer a question about rollouts, verdicts, trees, advantages, updates and scores")
     sql.add_argument("statement", nargs="?", help="one reading statement; absent: list the tables and their columns")
+    sql.add_argument("--query", metavar="NAME", help="a stored query instead, such as lineage (tempo sql lists them)")
+    sql.add_argument("--run", help="the run that a stored query is asked of")
     sql.add_argument("--format", choices=("table", "json", "csv", "parquet"), default="table")
     sql.add_argument("--output", type=Path, help="write to this file (needed for parquet)")
-    add("runs", _runs, "list the stored runs")
+    runs = add("runs", _runs, "list the stored runs: state, last stage, age, size")
+    runs.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    fsck = add("fsck", _fsck, "verify every stored byte, and every artifact against the log")
+    fsck.add_argument("--repair", action="store_true", help="set damaged artifacts aside; their stages then run again")
+    fsck.add_argument("--format", choices=("table", "json"), default="table")
+    gc = add("gc", _gc, "say what no kept run needs, and how large it is")
+    gc.add_argument("--delete", action="store_true", help="remove it (default: only say it)")
+    gc.add_argument("--forget", action="append", default=[], metavar="RUN", help="no longer keep this run")
     deploy = add("deploy", _deploy, "register deployments, work pools and automations on the configured Prefect server")
     deploy.add_argument("--only", metavar="NAME", help="register this deployment only (with all pools and automations)")
-    return parser
 
 
 def _add_rerun(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -133,23 +147,36 @@ def _add_rerun(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _sql(options: argparse.Namespace) -> int:
-    from flows.query import print_query, print_tables
+    from flows.query import print_named_query, print_query, print_tables
 
-    if options.statement is None:
+    if options.query and options.statement:
+        raise ValueError("sql: expected a statement or --query NAME, got both")
+    if options.query:
+        print_named_query(options.data_root, options.query, options.run, options.format, options.output)
+    elif options.statement is None:
         print_tables()
-        return 0
-    print_query(options.data_root, options.statement, options.format, options.output)
+    else:
+        print_query(options.data_root, options.statement, options.format, options.output)
     return 0
 
 
 def _runs(options: argparse.Namespace) -> int:
-    from flows.query import print_query
+    from flows.upkeep import print_runs
 
-    statement = (
-        "SELECT run, state, last_stage, num_ran, num_cached, started_at, last_event_at FROM runs ORDER BY last_event_at"
-    )
-    print_query(options.data_root, statement, "table", None)
+    print_runs(options.data_root, options.format)
     return 0
+
+
+def _fsck(options: argparse.Namespace) -> int:
+    from flows.upkeep import fsck
+
+    return fsck(options.data_root, options.repair, options.format)
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from flows.upkeep import gc
+
+    return gc(options.data_root, options.delete, options.forget)
 
 
 def _deploy(options: argparse.Namespace) -> int:

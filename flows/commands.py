@@ -99,6 +99,7 @@ def rerun(options: argparse.Namespace) -> int:
         if options.no_server:
             train_experiment(experiment, options.data_root, uses_prefect=False, rerun=request)
         else:
+            from flows.forms import Settings, filled_in
             from flows.rerun import rerun as flow
 
             flow(
@@ -107,7 +108,7 @@ def rerun(options: argparse.Namespace) -> int:
                 step=options.step,
                 purpose=options.purpose,
                 force=options.force,
-                overrides=options.set,
+                settings=filled_in(Settings, options.set),
                 data_root=str(options.data_root),
             )
 
@@ -159,12 +160,12 @@ def recredit(options: argparse.Namespace) -> int:
     def work() -> None:
         changes = {"estimator": options.estimator, "verifier": options.verifier}
         if options.no_server:
-            recredit_run(stored.run, **changes, overrides=options.set, data_root=options.data_root, uses_prefect=False)
+            recredit_run(stored.run, **changes, data_root=options.data_root, uses_prefect=False, overrides=options.set)
         else:
-            from flows.forms import CreditSettings, filled_in
+            from flows.forms import CreditingSettings, filled_in
             from flows.recredit import recredit as flow
 
-            settings = filled_in(CreditSettings, options.set)
-            flow(stored.run, **changes, settings=settings, data_root=str(options.data_root))
+            form = filled_in(CreditingSettings, options.set)
+            flow(stored.run, **changes, settings=form, data_root=str(options.data_root))
 
     return _watched(options, wanted, work, recredits=True)

@@ -137,8 +137,8 @@ def _register_pools(client: "SyncPrefectClient", declared: list[dict[str, Any]])
             continue
         if existing.type != pool["type"]:
             raise ValueError(
-                f"the work pool {pool['name']!r} on the server is of type {existing.type!r}, expected "
-                f"{pool['type']!r}: delete it (prefect work-pool delete {pool['name']}) or rename one of them"
+                f"the work pool {pool['name']!r} on the server is of type {existing.type!r}, expected {pool['type']!r}"
+                f": delete it (prefect work-pool delete {pool['name']}) or rename one of them"
             )
         if existing.concurrency_limit is None:
             client.update_work_pool(pool["name"], WorkPoolUpdate(concurrency_limit=pool["concurrency_limit"]))

@@ -127,7 +127,7 @@ Settings = form_of(Experiment, "Settings")
 ScoringSettings = form_of(Experiment, "ScoringSettings", SCORING)
 """The keys that change how a policy is scored."""
 
-CreditSettings = form_of(Experiment, "CreditSettings", ("credit",))
+CreditingSettings = form_of(Experiment, "CreditingSettings", ("credit",))
 """The keys that change how stored rollouts are credited."""
 
 BenchmarkName = Literal[tuple(sorted(DATASETS))]  # type: ignore[valid-type]
@@ -149,8 +149,8 @@ class RerunForm(Form):
     step: Annotated[int, Field(ge=0, strict=True)] | None = Field(
         default=None, description="At this step only; empty: wherever the run has that stage."
     )
-    purpose: Literal["train", "eval"] | None = Field(
-        default=None, description="eval: generation or verification of the benchmarks; empty: those of training."
+    purpose: Literal["train", "eval"] = Field(
+        default="train", description="'eval' for the generation and verification of the benchmarks."
     )
     force: bool | None = Field(
         default=None, description="Also compute again what depends on it when the new contents equal the old ones."

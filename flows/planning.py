@@ -148,18 +148,20 @@ def learn_makers(run: Run, experiment: Experiment) -> None:
     walk(replace(run, perform=Planner(History(run.log, run.name))), experiment)
 
 
-def request_rerun(
-    data_root: Path, name: str, request: Rerun, experiment: Experiment | None = None
-) -> tuple[Experiment, Rerun]:
-    """The experiment of the stored run `name` and the request, ready for `train_experiment`; settings that lengthen or
-    score the whole run go into the experiment. `experiment` replaces the one that the run was last worked on with.
+def request_rerun(data_root: Path, name: str, request: Rerun) -> tuple[Experiment, Rerun]:
+    """`check_rerun` with the settings that the stored run `name` was last worked on with."""
+    return check_rerun(stored_experiment(data_root, name), data_root, request)
 
-    Raises ValueError when the run does not exist, when it has not reached the stage, and when the settings would change
-    a stage that comes before it: a rerun computes that stage and what depends on it, and nothing else.
+
+def check_rerun(experiment: Experiment, data_root: Path, request: Rerun) -> tuple[Experiment, Rerun]:
+    """The experiment and the request, ready for `train_experiment`; settings that lengthen or score the whole run go
+    into the experiment.
+
+    Raises ValueError when the run has not reached the stage, and when the settings would change a stage that comes
+    before it: a rerun computes that stage and what depends on it, and nothing else.
     """
     extending, local = split_overrides(request.overrides)
-    stored = stored_experiment(data_root, name)
-    experiment = apply_overrides(experiment or stored, extending)
+    experiment = apply_overrides(experiment, extending)
     request = replace(request, overrides=local)
     settings_at(experiment, (request.take("r0"),), request.step or 0)  # a bad setting is refused before anything else
     run, stages = plan_experiment(experiment, data_root, request)

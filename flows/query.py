@@ -10,13 +10,26 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from storage.catalog import open_catalog, run_query
+from storage.catalog import named_queries, named_query, open_catalog, run_query
 
 MAX_WIDTH = 60
 """Longest cell of a printed table; the other formats give every character."""
 
 
-def print_query(data_root: Path, statement: str, format: str, output: Path | None) -> None:
+def print_named_query(data_root: Path, name: str, run: str | None, format: str, output: Path | None) -> None:
+    """Answer a stored query (storage/queries/named) for one run."""
+    from flows.stored_runs import stored_run
+
+    if run is None:
+        raise ValueError(f"--query {name}: expected --run RUN, the run that it is asked of (see tempo runs)")
+    statement = named_query(name)
+    found = stored_run(open_catalog(data_root), run)
+    print_query(data_root, statement, format, output, {"run": found})
+
+
+def print_query(
+    data_root: Path, statement: str, format: str, output: Path | None, parameters: dict[str, Any] | None = None
+) -> None:
     """Answer `statement`. Raises ValueError for SQL that does not read or does not parse."""
     import duckdb
 
@@ -25,7 +38,7 @@ def print_query(data_root: Path, statement: str, format: str, output: Path | Non
     connection = open_catalog(data_root)
     _tell_missing(connection)
     try:
-        answer = run_query(connection, statement)
+        answer = run_query(connection, statement, parameters)
         if format == "parquet":
             _write_parquet(answer, output)
             return
@@ -34,9 +47,14 @@ def print_query(data_root: Path, statement: str, format: str, output: Path | Non
     except duckdb.Error as error:
         raise ValueError(f"the SQL was not accepted: {error}") from None
     target = output.open("w", encoding="utf-8", newline="") if output else sys.stdout
-    {"table": _table, "json": _json, "csv": _csv}[format](names, rows, target)
+    print_rows(names, rows, format, target)
     if output:
         target.close()
+
+
+def print_rows(names: list[str], rows: list[tuple[Any, ...]], format: str, target: Any) -> None:
+    """Rows as a table, one JSON object a line, or CSV."""
+    {"table": _table, "json": _json, "csv": _csv}[format](names, rows, target)
 
 
 def _tell_missing(connection: Any) -> None:
@@ -112,4 +130,10 @@ def print_tables() -> None:
             kind = str(column.type).replace("element: ", "").replace(" not null", "")
             print(f"    {column.name:<20} {kind:<12} {column.doc}")
     print("\nViews: runs, run_events, stage_runs, links, missing_files (from the commit log), token_credit (one row")
-    print("per token), branch_statistics (one row per step). DESCRIBE NAME shows their columns.")
+    print(
+        "per token), branch_statistics (one row per step), prompt_ledger (one row per epoch and prompt). DESCRIBE NAME"
+    )
+    print("shows their columns.")
+    print("\nStored queries, answered by: tempo sql --query NAME --run RUN")
+    for name, sentence in named_queries().items():
+        print(f"    {name:<20} {sentence}")

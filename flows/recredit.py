@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.forms import CreditSettings, EstimatorName, VerifierName, overrides
+from flows.forms import CreditingSettings, EstimatorName, VerifierName, overrides
 from flows.recrediting import recredit_run
 
 
@@ -13,7 +13,7 @@ def recredit(
     run: str,
     estimator: EstimatorName | None = None,
     verifier: VerifierName | None = None,
-    settings: CreditSettings = CreditSettings(),  # noqa: B008 (frozen)
+    settings: CreditingSettings = CreditingSettings(),  # noqa: B008 (frozen)
     data_root: str = "data",
 ) -> None:
     """Judge and credit a run's stored rollouts once more; the rows are added beside those of training.
@@ -22,7 +22,8 @@ def recredit(
         run: a stored run, or the beginning of its name.
         estimator: another advantage estimator; empty: the run's own.
         verifier: another verifier; empty: the run's own.
-        settings: keys of the credit that differ from the run's experiment.
+        settings: keys of the credit that differ from the run's.
         data_root: folder that holds artifacts, log and tables.
     """
-    recredit_run(run, estimator, verifier, Path(data_root), uses_prefect=True, overrides=overrides(settings))
+    changes = {"estimator": estimator, "verifier": verifier, "overrides": overrides(settings)}
+    recredit_run(run, **changes, data_root=Path(data_root), uses_prefect=True)

@@ -1,11 +1,12 @@
 """Flow `rerun`: a stage of a stored run is computed again, and then whatever depends on it."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect import flow
+from pydantic import Field
 
+from flows.forms import Settings, overrides
 from flows.loop import train_experiment
 from flows.planning import request_rerun
 from flows.takes import Rerun, StageName
@@ -15,10 +16,10 @@ from flows.takes import Rerun, StageName
 def rerun(
     run: str,
     from_stage: StageName,
-    step: int | None = None,
+    step: Annotated[int, Field(ge=0, strict=True)] | None = None,
     purpose: Literal["train", "eval"] = "train",
     force: bool = False,
-    overrides: Sequence[str] = (),
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
     data_root: str = "data",
 ) -> None:
     """Compute a stage of a stored run again, and what depends on it; the earlier attempt stays stored.
@@ -29,9 +30,11 @@ def rerun(
         step: at this step only; empty: at every step.
         purpose: 'eval' for the generation and verification of the benchmarks.
         force: also compute again what depends on it when the new contents equal the old ones.
-        overrides: `key=value` settings that hold from that step on.
+        settings: keys that hold from that step on.
         data_root: folder that holds artifacts, log and tables.
     """
-    request = Rerun(from_stage=from_stage, step=step, purpose=purpose, force=force, overrides=tuple(overrides))
+    request = Rerun(
+        from_stage=from_stage, step=step, purpose=purpose, force=force, overrides=tuple(overrides(settings))
+    )
     experiment, request = request_rerun(Path(data_root), run, request)
     train_experiment(experiment, Path(data_root), uses_prefect=True, rerun=request)

@@ -4,7 +4,7 @@ import functools
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from flows.takes import Rerun, takes_as_json, takes_of_rerun, takes_of_training
 from storage.artifact import Store
 from storage.commit_log import read_events
 from storage.fingerprint import fingerprint
-from storage.lock import run_lock
+from storage.lock import root_lock, run_lock
 from tasks.config import Experiment
 from tasks.core.advantage import ESTIMATORS
 from tasks.core.verifiers import get_verifier
@@ -115,6 +115,7 @@ def open_run(
     """
     check_writable(data_root)
     display = Display() if uses_prefect else None
+    flush = display.flush if display else lambda: None
     run = Run(
         name=experiment.run,
         attempt=attempt or "",
@@ -125,39 +126,51 @@ def open_run(
         threads=experiment.threads,
         limits=asdict(experiment.contracts),
     )
-    if attempt:  # rows added to a stored attempt: they append, and need neither its lock nor an entry of their own
-        yield run
-        if display:
-            display.flush()
-        return
-    with run_lock(data_root / "locks" / f"{experiment.run}.lock", experiment.run):
+    lock = data_root / "locks" / f"{experiment.run}.lock"
+    with ExitStack() as stack:
+        stack.enter_context(root_lock(data_root, exclusive=False))
+        if attempt:  # rows added to a stored attempt: they append, and do not need its lock
+            log_event(run.log, {"event": "session", "run": run.name, "attempt": attempt, "code": code_version()})
+            yield run
+            flush()
+            return
+        stack.enter_context(run_lock(lock, experiment.run))
         flow_run = _flow_run() if uses_prefect else None
         run = at_attempt(run, experiment, rerun, flow_run)
         _tell_other_attempt(run)
-        facts = {"experiment": asdict(experiment), "base": attempt_of(experiment), "takes": takes_as_json(run.takes)}
-        _log(run, "started", code=code_version(), flow_run=flow_run, **facts)
-        try:
+        with _logged(run, experiment, flow_run):
             yield run
-            if display:
-                display.flush()
-        except Exception as error:
-            _log(run, "failed", error=f"{type(error).__name__}: {error}")
-            raise
-        except BaseException:  # KeyboardInterrupt, or Prefect's own signal when it is told to terminate
-            _log(run, "interrupted")
-            raise
-        _log(run, "completed")
+            flush()
+
+
+@contextmanager
+def _logged(run: Run, experiment: Experiment, flow_run: str | None) -> Iterator[None]:
+    """Log that the run was started, with what, and how the block ended."""
+    facts = {"experiment": asdict(experiment), "base": attempt_of(experiment), "takes": takes_as_json(run.takes)}
+    _log(run, "started", code=code_version(), flow_run=flow_run, **facts)
+    try:
+        yield
+    except Exception as error:
+        _log(run, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    except BaseException:  # KeyboardInterrupt, or Prefect's own signal when it is told to terminate
+        _log(run, "interrupted")
+        raise
+    _log(run, "completed")
 
 
 def at_attempt(run: Run, experiment: Experiment, rerun: Rerun | None, flow_run: str | None = None) -> Run:
     """The run with the attempt and the takes that the experiment, the log and a request for a rerun lead to."""
     events = [event for event in read_events(run.log, "run") if event["run"] == run.name]
+    forgotten = max((i for i, event in enumerate(events) if event["state"] == "forgotten"), default=-1)
+    events = events[forgotten + 1 :]
     started = [event for event in events if event["state"] == "started"]
     base = attempt_of(experiment)
     if rerun is None:
         takes = takes_of_training(started, base)
     else:
-        takes = takes_of_rerun(started, rerun, ended=events[-1]["state"] == "completed", flow_run=flow_run)
+        has_ended = bool(events) and events[-1]["state"] == "completed"
+        takes = takes_of_rerun(started, rerun, ended=has_ended, flow_run=flow_run)
     attempt = fingerprint({"base": base, "takes": takes_as_json(takes)})[:8] if takes else base
     return replace(run, attempt=attempt, takes=takes)
 

@@ -81,7 +81,7 @@ def takes_of_rerun(
     When the newest attempt is this very request and did not complete (`ended`), or was made by the same Prefect flow
     run (its Retry button), it is resumed and gets no new take.
     """
-    newest = events[-1]
+    newest = events[-1] if events else {}
     takes = stored_takes(newest)
     is_same = bool(takes) and request.take(takes[-1].name) == takes[-1]
     if is_same and (not ended or (flow_run is not None and newest.get("flow_run") == flow_run)):

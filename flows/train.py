@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.forms import ExperimentName, RerunForm, Settings, overrides
 from flows.loop import train_experiment
-from flows.planning import request_rerun
+from flows.planning import check_rerun
 from flows.takes import Rerun
 from tasks.experiment import load_experiment
 
@@ -26,17 +26,18 @@ def train(
         rerun: a stage to compute again, and then what depends on it.
         data_root: folder that holds artifacts, log and tables.
     """
-    loaded, request, root = load_experiment(experiment, overrides(settings)), None, Path(data_root)
+    loaded = load_experiment(experiment, overrides(settings))
+    request = None
     if rerun is not None:
-        loaded, request = request_rerun(root, loaded.run, _request(rerun), loaded)
-    train_experiment(loaded, root, uses_prefect=True, rerun=request)
+        loaded, request = check_rerun(loaded, Path(data_root), _request(rerun))
+    train_experiment(loaded, Path(data_root), uses_prefect=True, rerun=request)
 
 
 def _request(form: RerunForm) -> Rerun:
     return Rerun(
         from_stage=form.from_stage,
         step=form.step,
-        purpose=form.purpose or "train",
+        purpose=form.purpose,
         force=bool(form.force),
         overrides=tuple(overrides(form.settings)),
     )

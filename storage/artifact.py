@@ -4,7 +4,7 @@ Layout below the data root:
 
     artifacts/<stage>/<key>/manifest.json, <table>.parquet, <folder>/...    committed, never changed afterwards
     artifacts/<stage>/<key>/dropped.json                                    names of folders dropped since (dropping.py)
-    artifacts/.staging/<key>-<pid>-<random>/                                being written; swept once its writer is gone
+    artifacts/.staging/<key>-<pid>-<random>/                                being written; swept when nobody holds it
     log.jsonl                                                               one line per event (commit_log.py)
 
 A result is written to a staging folder, flushed to disk, and renamed: readers see all of it or nothing. A folder that
@@ -14,7 +14,6 @@ was renamed by a process killed before it logged the commit is complete, and is 
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +28,7 @@ import pyarrow as pa
 from storage import dropping
 from storage.dropping import flush
 from storage.fingerprint import canonical, fingerprint
-from storage.lock import folder_lock
+from storage.lock import folder_lock, hold_new_folder, remove_abandoned
 from storage.parquet import make_table, read_table, table_digest, write_table
 from storage.schema import SCHEMA_VERSION
 
@@ -184,9 +183,7 @@ class Store:
         """Create the folders and sweep what killed writers left. Raises OSError when the root is not writable."""
         self.staging_root.mkdir(parents=True, exist_ok=True)
         for folder in self.staging_root.iterdir():
-            writer = re.fullmatch(r"[0-9a-z]+-(\d+)-[0-9a-f]+", folder.name)
-            if writer and not _is_alive(int(writer[1])):
-                shutil.rmtree(folder, ignore_errors=True)
+            remove_abandoned(folder)
 
     def path_of(self, stage: str, key: str) -> Path:
         return self.artifacts / stage / key
@@ -204,15 +201,21 @@ class Store:
         with suppress(FileNotFoundError), folder_lock(path):  # another process may be dropping or restoring a part
             if _looks_whole(Artifact(stage, key, path)):
                 return Artifact(stage, key, path)
-            self._set_aside(path)
+            self.set_aside(path)
         return None
 
-    def _set_aside(self, path: Path) -> None:
-        """Move a damaged artifact out of the way, as evidence; its stage will run again."""
+    def set_aside(self, path: Path, reason: str = "") -> Path | None:
+        """Move a damaged artifact out of the way, as evidence; its stage will run again. None if it is gone already."""
         quarantine = self.root / "quarantine"
         quarantine.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has set it aside
-            os.rename(path, quarantine / f"{path.parent.name}-{path.name[:16]}-{uuid.uuid4().hex[:8]}")
+        evidence = quarantine / f"{path.parent.name}-{path.name[:16]}-{uuid.uuid4().hex[:8]}"
+        try:
+            os.rename(path, evidence)
+        except FileNotFoundError:  # another process has set it aside
+            return None
+        if reason:
+            (evidence / "reason.txt").write_text(f"{reason}\n", encoding="utf-8")
+        return evidence
 
     def drop_parts(self, artifact: Artifact, names: Iterable[str]) -> None:
         """Remove folder parts of an artifact to save disk; whole or dropped at any instant. ValueError for a table."""
@@ -226,13 +229,18 @@ class Store:
 
     @contextmanager
     def staging(self, key: str) -> Iterator[Staging]:
-        """A new staging folder; removed when the block ends without a commit."""
+        """A new staging folder, held by this process; removed when the block ends without a commit."""
         path = self.staging_root / f"{key[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        path.mkdir(parents=True)
+        try:
+            held = hold_new_folder(path)
+        except FileNotFoundError:  # a sweep came between making and holding it, once in a blue moon
+            path = path.with_name(f"{path.name[:-8]}{uuid.uuid4().hex[:8]}")
+            held = hold_new_folder(path)
         try:
             yield Staging(path)
         finally:
             shutil.rmtree(path, ignore_errors=True)
+            os.close(held)
 
     def commit(self, staging: Staging, stage: str, key: str, key_parts: object) -> Artifact:
         """Publish a staging folder under its key: manifest, flush to disk, one rename.
@@ -281,13 +289,3 @@ def _looks_whole(artifact: Artifact) -> bool:
         return artifact.is_whole()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,7 +8,7 @@ front: they belong to the place a file serves, not to the file, since runs share
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from storage.schema import Table
 
 QUERIES = Path(__file__).parent / "queries"
+VIEWS = ("token_credit", "branch_statistics", "prompt_ledger")
+"""Views over the tables, one file each in queries/."""
 
 
 class NotReading(ValueError):
@@ -44,7 +46,7 @@ def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
     _refuse_newer(connection, root)
     _locate_files(connection, root.resolve())
     _create_table_views(connection)
-    for view in ("token_credit", "branch_statistics"):
+    for view in VIEWS:
         connection.execute(_query(view))
     folders = {str(root.resolve()), str((root / "artifacts").resolve())}  # artifacts may be a link to another disk
     connection.execute(f"SET allowed_directories = [{', '.join(_literal(folder) for folder in sorted(folders))}]")
@@ -130,7 +132,24 @@ def _sql_type(arrow: str) -> str:
     return f"{scalar[listed[1]]}[]" if listed else scalar[arrow]
 
 
-def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
+def named_queries() -> dict[str, str]:
+    """Sentence by name of the stored queries (queries/named): what `tempo sql --query NAME --run RUN` answers."""
+    return {
+        path.stem: " ".join(line[3:] for line in path.read_text(encoding="utf-8").split("\n") if line[:3] == "-- ")
+        for path in sorted((QUERIES / "named").glob("*.sql"))
+    }
+
+
+def named_query(name: str) -> str:
+    """The stored query `name`, with the parameter $run. Raises ValueError for another name."""
+    if name not in named_queries():
+        raise ValueError(f"--query: no query {name!r}; expected one of {', '.join(named_queries())}")
+    return _query(f"named/{name}")
+
+
+def run_query(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Any] | None = None
+) -> duckdb.DuckDBPyConnection:
     """Execute one reading statement in a read-only transaction and return the connection, ready to fetch.
 
     Raises NotReading for anything but one SELECT (WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE count as such) or
@@ -147,4 +166,4 @@ def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBP
     with suppress(duckdb.TransactionException):  # none is open at the first statement
         connection.execute("ROLLBACK")
     connection.execute("BEGIN TRANSACTION READ ONLY")
-    return connection.execute(sql)
+    return connection.execute(sql, parameters)

@@ -45,3 +45,11 @@ def read_events(log: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(event, dict) and kind in (None, event.get("event")):
                 yield event
+
+
+def num_torn_lines(log: Path) -> int:
+    """How many lines are no whole event."""
+    if not log.exists():
+        return 0
+    num_lines = sum(1 for line in log.read_bytes().splitlines() if line.strip())
+    return num_lines - sum(1 for _ in read_events(log))

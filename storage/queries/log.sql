@@ -21,7 +21,7 @@ CREATE VIEW run_events AS
 SELECT line, run, attempt, state, "at", experiment, takes, code, host, pid, error
 FROM events WHERE event = 'run';
 
--- One row per run: its current attempt is the configuration it was last worked on with.
+-- One row per run: its current attempt is the configuration it was last worked on with. Forgotten runs are left out.
 CREATE VIEW runs AS
 SELECT run, arg_max(attempt, line) AS attempt,
        arg_max(state, line) FILTER (event = 'run') AS state,
@@ -29,7 +29,8 @@ SELECT run, arg_max(attempt, line) AS attempt,
        arg_max(stage || ' ' || step, line) FILTER (event = 'stage') AS last_stage,
        count(*) FILTER (event = 'stage' AND outcome = 'ran') AS num_ran,
        count(*) FILTER (event = 'stage' AND outcome = 'cached') AS num_cached
-FROM events GROUP BY run;
+FROM events WHERE run IS NOT NULL GROUP BY run
+HAVING arg_max(state, line) FILTER (event = 'run') IS DISTINCT FROM 'forgotten';
 
 -- Which committed file serves which run, step and purpose, in the current attempt: of each place in training the newest
 -- one; of an evaluation every one, since other samples or limits add scores and hide none. Prompts stand where they first

@@ -67,7 +67,7 @@ def test_tempo_deploy_again_makes_nothing_twice_and_leaves_what_a_person_decided
     done = served.command("deploy", "--data-root", served.data, name="tempo")
     assert done.returncode == 0, done.stderr
     assert "2 (0 new)" in done.stdout
-    assert "17 (0 new)" in done.stdout
+    assert "18 (0 new)" in done.stdout
     assert "3 (0 new)" in done.stdout
     assert registered() == before
     assert served.ask("/work_pools/tempo-train")["concurrency_limit"] == 7

@@ -105,7 +105,9 @@ def test_every_deployment_validates_its_parameters_sends_heartbeats_and_has_a_ti
 
 
 def test_a_schedule_that_a_person_paused_stays_paused_and_a_new_one_is_as_declared():
-    tree = {"deployments": [{"name": "a", "schedules": [{"slug": "old", "active": True}, {"slug": "new", "active": True}]}]}
+    tree = {
+        "deployments": [{"name": "a", "schedules": [{"slug": "old", "active": True}, {"slug": "new", "active": True}]}]
+    }
     (adapted,) = as_left_by_people(tree, {"a": {"old": False}})["deployments"]
     assert [schedule["active"] for schedule in adapted["schedules"]] == [False, True]
 

@@ -1,7 +1,7 @@
 """A reduced quickstart in which credit has signal, run once; tests work on copies of its data root."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,17 @@ LEARNING = [
     "evaluation.num_samples=2",
 ]
 """Two-term chains after 40 updates: some completions are right and some wrong, so that policies move."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _torch_as_it_was() -> Iterator[None]:
+    """Stages set torch's threads and flush denormal numbers, for the whole process: put back for other tests."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from flows.loop import train_experiment
 from flows.progress import RunListener, watching
-from storage.catalog import open_catalog
+from storage.catalog import VIEWS, open_catalog
 from storage.schema import TABLES
 from tasks.experiment import load_experiment
 from tasks.stage import DiskFull, Place
@@ -24,7 +24,6 @@ CONTENTS = """
     SELECT stage, step, purpose, label, key, outputs FROM stage_runs WHERE outcome IN ('ran', 'cached')
     QUALIFY row_number() OVER (PARTITION BY stage, step, purpose, label ORDER BY line DESC) = 1"""
 """Key and content digest of every part of every stage: weights, optimiser states, tables."""
-VIEWS = ("token_credit", "branch_statistics")
 
 
 def all_rows(data: Path) -> dict[str, list[tuple[Any, ...]]]:
