@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
 """Twelve stages in two seconds: 4 before the first step, 4 in each of 2 steps."""
 
 
-def wait_for(what: str, answer: Callable[[], Any], seconds: float = 90) -> Any:
+def wait_for(what: str, answer: Callable[[], Any], seconds: float = 150) -> Any:
     """The first answer that is not empty."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -101,7 +101,7 @@ class Served:
     def state(self, flow_run: str) -> dict[str, Any]:
         return dict(self.run(flow_run)["state"])
 
-    def until(self, flow_run: str, *types: str, seconds: float = 90) -> dict[str, Any]:
+    def until(self, flow_run: str, *types: str, seconds: float = 150) -> dict[str, Any]:
         """The run's state as soon as it is one of `types`."""
 
         def reached() -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import urllib.error
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.deployments.served import Served, processes_of, wait_for
 CHROMIUM = Path("/usr/bin/chromium")
 PREPARATION = ["step 000 policy", "step 000 prompts", "step 000 demonstrations", "step 000 warm_start"]
 STEPS = [f"step 00{step} {stage}" for step in (1, 2) for stage in ("generation", "verification", "credit", "training")]
-LONG = {"steps": 12}
+LONG = {"steps": 30}
 """Long enough to be ended in its middle: half a second a step on an idle machine, more on a busy one."""
 
 
@@ -78,7 +79,8 @@ def test_tempo_deploy_again_makes_nothing_twice_and_leaves_what_a_person_decided
 def scheduled(served: Served) -> str:
     """The run of the quickstart that a schedule started."""
     deployment = served.deployment("train/train-quickstart")["id"]
-    every = {"interval": 15, "anchor_date": "2026-01-01T00:00:00Z"}  # seconds
+    soon = (datetime.now(UTC) + timedelta(seconds=12)).isoformat()
+    every = {"interval": 24 * 3600, "anchor_date": soon}
     tiny = {"settings": served.tiny | {"benchmarks": ["arithmetic"]}}
     (made,) = served.ask(f"/deployments/{deployment}/schedules", [{"schedule": every, "parameters": tiny}])
     where = {"deployments": {"id": {"any_": [deployment]}}, "sort": "START_TIME_ASC"}
@@ -87,7 +89,7 @@ def scheduled(served: Served) -> str:
         runs = served.ask("/flow_runs/filter", where)
         return [run["id"] for run in runs if run["auto_scheduled"] and run["start_time"]]
 
-    run, *_ = wait_for("the schedule to fire", fired)
+    (run,) = wait_for("the schedule to fire", fired)
     served.ask(f"/deployments/{deployment}/schedules/{made['id']}", method="DELETE")
     return str(run)
 
@@ -103,7 +105,7 @@ def test_a_second_training_waits_and_a_cancelled_one_leaves_no_process_and_resum
     first = served.start(LONG | {"run": "first", "seed": 1})
     wait_for("a step of the first run", lambda: trained_steps(served, "first"))
     second = served.start({"run": "second", "seed": 2})
-    time.sleep(3)  # three polls of the worker
+    time.sleep(2)  # two polls of the worker
     assert served.state(second)["type"] == "SCHEDULED"
     assert processes_of(second) == []
     assert processes_of(first) != []
