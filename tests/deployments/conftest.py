@@ -31,9 +31,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "NO_COLOR": "1",
         "COLUMNS": "200",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",  # a test does not wait for the usual 10 s
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",  # 60
-        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",  # 5
+        "PREFECT_WORKER_QUERY_SECONDS": "3",  # a test does not wait for the usual 10 s
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # 60
     }
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(

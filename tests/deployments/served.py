@@ -29,13 +29,13 @@ TINY: dict[str, Any] = {
 
 
 def wait_for(what: str, answer: Callable[[], Any], seconds: float = 150) -> Any:
-    """The first answer that is not empty."""
+    """The first answer that is not empty. A busy SQLite can make the server stall for a minute (its busy_timeout)."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = answer()
         if found:
             return found
-        time.sleep(0.25)
+        time.sleep(0.5)
     raise AssertionError(f"waited {seconds} s for {what}")
 
 
@@ -67,9 +67,9 @@ class Served:
             headers={"Content-Type": "application/json"},
             method=method or ("GET" if body is None else "POST"),
         )
-        for pause in (0.2, 1, 5, 0):
+        for pause in (1, 5, 20, 0):
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=150) as answer:
                     return json.loads(answer.read() or "null")
             except urllib.error.HTTPError as error:
                 if error.code != 503 or not pause:  # 503: SQLite was busy; Prefect's own clients ask again, too
