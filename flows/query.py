@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from storage.catalog import named_queries, named_query, open_catalog, run_query
+from storage.catalog import damage_explained, named_queries, named_query, open_catalog, run_query
 
 MAX_WIDTH = 60
 """Longest cell of a printed table; the other formats give every character."""
@@ -38,12 +38,13 @@ def print_query(
     connection = open_catalog(data_root)
     _tell_missing(connection)
     try:
-        answer = run_query(connection, statement, parameters)
-        if format == "parquet":
-            _write_parquet(answer, output)
-            return
-        names = [column[0] for column in answer.description or []]
-        rows = answer.fetchall()
+        with damage_explained(connection):
+            answer = run_query(connection, statement, parameters)
+            if format == "parquet":
+                _write_parquet(answer, output)
+                return
+            names = [column[0] for column in answer.description or []]
+            rows = answer.fetchall()
     except duckdb.Error as error:
         raise ValueError(f"the SQL was not accepted: {error}") from None
     target = output.open("w", encoding="utf-8", newline="") if output else sys.stdout

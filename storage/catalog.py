@@ -21,6 +21,9 @@ QUERIES = Path(__file__).parent / "queries"
 VIEWS = ("token_credit", "branch_statistics", "prompt_ledger")
 """Views over the tables, one file each in queries/."""
 
+STORED = "stored_file"
+"""Name of a view's files in its statement: a column that DuckDB does not find there is damage, no error in the SQL."""
+
 
 class NotReading(ValueError):
     """The statement does something other than read."""
@@ -49,9 +52,10 @@ def open_catalog(root: Path) -> duckdb.DuckDBPyConnection:
     connection.execute(_query("log").replace("$log", _literal(str(log))))
     _refuse_newer(connection, root)
     _locate_files(connection, root.resolve())
-    _create_table_views(connection)
-    for view in VIEWS:
-        connection.execute(_query(view))
+    with damage_explained(connection):
+        _create_table_views(connection)
+        for view in VIEWS:
+            connection.execute(_query(view))
     folders = {str(root.resolve()), str((root / "artifacts").resolve())}  # artifacts may be a link to another disk
     connection.execute(f"SET allowed_directories = [{', '.join(_literal(folder) for folder in sorted(folders))}]")
     connection.execute("SET enable_external_access = false")
@@ -100,8 +104,7 @@ def _create_table_views(connection: duckdb.DuckDBPyConnection) -> None:
         files = found.get(table.name, {})
         for version, paths in files.items():
             connection.execute(f"SET VARIABLE {_variable(table, version)} = $1", [paths])
-        with _damage_explained():
-            connection.execute(_view(table, sorted(files)))
+        connection.execute(_view(table, sorted(files)))
 
 
 def _variable(table: "Table", version: int) -> str:
@@ -134,13 +137,13 @@ def _view(table: "Table", versions: list[int]) -> str:
     selects = []
     for version in versions:
         columns = ", ".join(
-            f"t.{c.name}" if c.since <= version else f"NULL::{_sql_type(str(c.type))} AS {c.name}"
+            f"{STORED}.{c.name}" if c.since <= version else f"NULL::{_sql_type(str(c.type))} AS {c.name}"
             for c in table.columns
         )
         selects.append(
             f"SELECT l.run, l.step, l.purpose, {columns} "
-            f"FROM read_parquet(getvariable('{_variable(table, version)}'), filename = true) t "
-            f"JOIN links l ON l.file = t.filename AND l.part = {_literal(table.name)}"
+            f"FROM read_parquet(getvariable('{_variable(table, version)}'), filename = true) {STORED} "
+            f"JOIN links l ON l.file = {STORED}.filename AND l.part = {_literal(table.name)}"
         )
     return f"CREATE VIEW {table.name} AS {' UNION ALL '.join(selects)}"
 
@@ -187,20 +190,49 @@ def run_query(
     with suppress(duckdb.TransactionException):  # none is open at the first statement
         connection.execute("ROLLBACK")
     connection.execute("BEGIN TRANSACTION READ ONLY")
-    with _damage_explained():
+    with damage_explained(connection):
         return connection.execute(sql, parameters)
 
 
 @contextmanager
-def _damage_explained() -> Iterator[None]:
-    """Turn what DuckDB says of a file that it cannot read into a sentence with the remedy."""
+def damage_explained(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Turn what DuckDB says of a file that it cannot read into a sentence with the file's name and the remedy.
+
+    Fetching can meet damage too: DuckDB reads pages when their rows are asked for. Errors in the SQL pass through.
+    """
     try:
         yield
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
-        if ".parquet" not in str(error):
+    except duckdb.Error as error:
+        message = str(error).splitlines()[0]
+        if not (STORED in message or _is_of_a_reader(error)):
             raise
-        reason = str(error).splitlines()[0]
+        file = "" if ".parquet" in message else _with_torn_footer(connection)
         raise DamagedTable(
-            f"a stored table cannot be read: {reason}. `tempo fsck` names what is damaged, and `tempo fsck --repair` "
-            "sets it aside; its experiment, run again, makes it anew"
+            f"a stored table cannot be read: {file}{message}. `tempo fsck` names what is damaged, and `tempo fsck "
+            "--repair` sets it aside; its experiment, run again, makes it anew"
         ) from None
+
+
+def _is_of_a_reader(error: duckdb.Error) -> bool:
+    """Reading Parquet fails with the word in the message, with no class of its own, or by ending the database."""
+    if isinstance(error, duckdb.IOException | duckdb.InvalidInputException):
+        return "parquet" in str(error).lower()
+    return type(error) is duckdb.Error or isinstance(error, duckdb.FatalException | duckdb.InternalException)
+
+
+def _with_torn_footer(connection: duckdb.DuckDBPyConnection) -> str:
+    """The first file whose footer is no Parquet, followed by a colon; nothing when none is found."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files: list[tuple[str]] = []
+    with suppress(duckdb.Error):  # a fatal error has ended the database
+        with suppress(duckdb.TransactionException):  # none is open while the catalogue is made
+            connection.execute("ROLLBACK")
+        files = connection.execute("SELECT DISTINCT file FROM links WHERE ends_with(file, '.parquet')").fetchall()
+    for (file,) in sorted(files):
+        try:
+            pq.read_metadata(file)
+        except (pa.ArrowException, OSError):
+            return f"{file}: "
+    return ""
