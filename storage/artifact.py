@@ -261,6 +261,7 @@ class Store:
         for entry in [staging.path, *staging.path.rglob("*")]:
             flush(entry)
         target = self.path_of(stage, key)
+        is_first = not target.parent.exists()
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(staging.path, target)
@@ -268,7 +269,8 @@ class Store:
             if not target.exists():
                 raise
         flush(target.parent)
-        flush(self.artifacts)
+        if is_first:
+            flush(self.artifacts)
         return Artifact(stage, key, target)
 
 

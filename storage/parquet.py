@@ -95,7 +95,8 @@ def write_table(path: Path, name: str, rows: pa.Table) -> None:
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one committed Parquet file, or some of its columns."""
-    return pq.read_table(path, columns=list(columns) if columns is not None else None, partitioning=None)
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=list(columns) if columns is not None else None)
 
 
 def table_digest(name: str, rows: pa.Table) -> str:

@@ -1,14 +1,13 @@
 """What artifacts and Prefect cost: per step beside the same computation with neither, and on a run of many steps.
 
-    python tests/benchmarks/orchestration.py [--steps 12] [--long 1000] [--artifacts 10000] [--folder DIR]
+    python tests/benchmarks/orchestration.py [--steps 27] [--long 1000] [--artifacts 10000] [--folder DIR]
 
 Per step: the quickstart's own step (48 prompts x 8 completions, 4 updates), the same seeds and results in all columns.
 `bare` keeps tables, weights and optimiser in memory: no Parquet, no digest, no fsync, no log, no contract, no task.
-Columns alternate A B B A in processes of their own. The goal: less than 5 % of a step, and less than 300 ms.
+Each column is a process of its own that waits for its turn; the goal: less than 5 % of a step, and less than 300 ms.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,12 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 TEMPO = Path(sys.executable).with_name("tempo")
 COLUMNS = ("bare", "artifacts", "artifacts + prefect")
 WARM = ["warm_start.updates=120", "evaluation.num_samples=0", "evaluation.greedy=false", "benchmarks=[]"]
-SKIPPED = 2
-"""First steps of a process that are not counted: they load code and warm caches."""
+TURN = 3
+"""Steps of a column in a row: long enough that its server's afterwork falls into its own time."""
 
 
-def step_seconds(column: str, steps: int, data: Path) -> list[float]:
-    """Wall seconds of each step in this process."""
+def run_column(column: str, steps: int, data: Path) -> None:
+    """Train in this process, `TURN` steps whenever a line comes in; each turn's seconds per step go out as a line."""
     from rich.console import Console
 
     from flows.loop import train_experiment
@@ -39,19 +37,27 @@ def step_seconds(column: str, steps: int, data: Path) -> list[float]:
     from tasks.experiment import load_experiment
 
     experiment = load_experiment("quickstart", [*WARM, f"steps={steps}"])
-    began: list[float] = []
 
-    class Clock(RunListener):
+    class Baton(RunListener):
+        number, began = 0, 0.0
+
         def stage_started(self, place: Any, stage: str) -> None:
             if stage == "generation":
-                began.append(time.perf_counter())
+                if self.number % TURN == 0:
+                    self.hand_over()
+                self.number += 1
 
-    clock = Clock(experiment, Console(file=open(os.devnull, "w")))  # noqa: SIM115 (for the life of the process)
-    with prefect_server(data) if column == COLUMNS[2] else without_server(data), watching(clock):
+        def hand_over(self) -> None:
+            print((time.perf_counter() - self.began) / TURN, flush=True)
+            sys.stdin.readline()
+            self.began = time.perf_counter()
+
+    baton = Baton(experiment, Console(file=open(os.devnull, "w")))  # noqa: SIM115 (for the life of the process)
+    with prefect_server(data) if column == COLUMNS[2] else without_server(data), watching(baton):
         if column == "bare":
             from bare import train_bare
 
-            train_bare(experiment, clock, data)
+            train_bare(experiment, baton, data)
         elif column == COLUMNS[1]:
             train_experiment(experiment, data, uses_prefect=False)
         else:
@@ -60,27 +66,37 @@ def step_seconds(column: str, steps: int, data: Path) -> list[float]:
             flow(
                 lambda: train_experiment(experiment, data, uses_prefect=True), name="benchmark", persist_result=False
             )()
-        began.append(time.perf_counter())
-    return [after - before for before, after in pairwise(began)][SKIPPED:]
+        baton.hand_over()
 
 
 def measure_steps(steps: int, folder: Path) -> None:
+    """Turns of TURN steps go round all columns, A B C C B A: each is compared with the bare one beside it."""
     from flows.loop import train_experiment
     from tasks.experiment import load_experiment
 
     prepared = folder / "prepared"  # policy, prompts and warm start: once, for all columns
     train_experiment(load_experiment("quickstart", [*WARM, "steps=0"]), prepared, uses_prefect=False)
+    running = {}
+    for column in COLUMNS:
+        data = shutil.copytree(prepared, folder / column)
+        command = [sys.executable, __file__, "--column", column, "--steps", str(steps), "--folder", str(data)]
+        running[column] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        running[column].stdout.readline()  # it has prepared itself and waits
     seconds: dict[str, list[float]] = {column: [] for column in COLUMNS}
-    for turn, column in enumerate([*COLUMNS, *reversed(COLUMNS)]):
-        shutil.copytree(prepared, folder / str(turn))
-        command = [sys.executable, __file__, "--column", column, "--steps", str(steps), "--folder", f"{folder}/{turn}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds[column] += json.loads(done.stdout.splitlines()[-1])
-    medians = {column: statistics.median(values) for column, values in seconds.items()}
-    print(f"one quickstart step, median of {2 * (steps - SKIPPED)} (ms):")
-    for column, median in medians.items():
-        over = median - medians["bare"]
-        print(f"  {column:<22} {median * 1e3:7.0f}   over bare {over * 1e3:6.0f} ms = {over / medians['bare']:6.1%}")
+    for turn in range(steps // TURN):
+        for column in COLUMNS if turn % 2 else reversed(COLUMNS):
+            running[column].stdin.write("go\n")
+            running[column].stdin.flush()
+            seconds[column].append(float(running[column].stdout.readline()))
+    for process in running.values():
+        process.communicate("end\n")
+    bare = seconds["bare"][1:]  # the first turn loads code and warms caches
+    print(f"one quickstart step, medians over {len(bare)} turns of {TURN} steps (ms):")
+    for column, values in seconds.items():
+        over = statistics.median(value - beside for value, beside in zip(values[1:], bare, strict=True))
+        share = over / statistics.median(bare)
+        median = statistics.median(values[1:])
+        print(f"  {column:<22} {median * 1e3:7.0f}   over bare {over * 1e3:6.0f} ms = {share:6.1%}")
 
 
 def measure_long(steps: int, folder: Path) -> None:
@@ -129,18 +145,18 @@ def measure_catalogue(steps: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=27)
     parser.add_argument("--long", type=int, default=1000)
     parser.add_argument("--artifacts", type=int, default=10_000)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--column", choices=COLUMNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.column:
-        print(json.dumps(step_seconds(options.column, options.steps, options.folder)))
+        run_column(options.column, options.steps, options.folder)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        if options.steps > SKIPPED:
+        if options.steps >= 2 * TURN:
             measure_steps(options.steps, folder)
         if options.long:
             measure_long(options.long, folder)
