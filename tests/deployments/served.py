@@ -112,11 +112,19 @@ class Served:
         found: dict[str, Any] = wait_for(f"{flow_run} to be {' or '.join(types)}", reached, seconds)
         return found
 
-    def stages(self, flow_run: str, run_count: int | None = None) -> dict[str, str]:
-        """State name of each stage by its title, in the flow run's newest (or given) start."""
-        tasks = self.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
-        count = run_count or max((task["flow_run_run_count"] for task in tasks), default=0)
-        return {task["name"]: task["state_name"] for task in tasks if task["flow_run_run_count"] == count}
+    def stages(self, flow_run: str) -> dict[str, str]:
+        """State name of each stage by its title, in the flow run's newest start. The server may be seconds behind."""
+        where = {"flow_runs": {"id": {"any_": [flow_run]}}}
+        before: list[tuple[str, str]] = []
+        while True:
+            tasks = self.ask("/task_runs/filter", where)
+            now = sorted((task["id"], task["state_name"]) for task in tasks)
+            if now == before:
+                break
+            before = now
+            time.sleep(0.7)
+        newest = max((task["flow_run_run_count"] for task in tasks), default=0)
+        return {task["name"]: task["state_name"] for task in tasks if task["flow_run_run_count"] == newest}
 
     def worker(self, pool: str = "tempo-train") -> subprocess.Popen[bytes]:
         number = len(self.workers) + 1

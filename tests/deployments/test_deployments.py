@@ -20,8 +20,8 @@ from tests.deployments.served import Served, processes_of, wait_for
 CHROMIUM = Path("/usr/bin/chromium")
 PREPARATION = ["step 000 policy", "step 000 prompts", "step 000 demonstrations", "step 000 warm_start"]
 STEPS = [f"step 00{step} {stage}" for step in (1, 2) for stage in ("generation", "verification", "credit", "training")]
-LONG = {"steps": 40}
-"""Long enough to be ended in its middle: half a second a step on an idle machine, more on a busy one."""
+LONG = {"steps": 12, "prompts_per_step": 24, "train": {"updates_per_step": 4}}
+"""Long enough to be ended in its middle: a second a step, more on a busy machine."""
 
 
 def trained_steps(served: Served, run: str) -> int:
@@ -79,7 +79,7 @@ def test_tempo_deploy_again_makes_nothing_twice_and_leaves_what_a_person_decided
 def scheduled(served: Served) -> str:
     """The run of the quickstart that a schedule started."""
     deployment = served.deployment("train/train-quickstart")["id"]
-    soon = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
+    soon = (datetime.now(UTC) + timedelta(seconds=12)).isoformat()
     every = {"interval": 24 * 3600, "anchor_date": soon}
     tiny = {"settings": served.tiny | {"benchmarks": ["arithmetic"]}}
     (made,) = served.ask(f"/deployments/{deployment}/schedules", [{"schedule": every, "parameters": tiny}])
@@ -232,6 +232,7 @@ def test_a_rerun_is_a_parameter_of_the_deployment(served, scheduled):
     assert (take["name"], take["from_stage"], take["step"]) == ("r1", "training", 2)
 
 
+@pytest.mark.slow
 def test_the_nightly_evaluation_scores_the_newest_policy(served, scheduled, killed):
     served.until(scheduled, "COMPLETED")
     deployment = served.deployment("evaluate/evaluate-newest")["id"]
@@ -241,6 +242,7 @@ def test_the_nightly_evaluation_scores_the_newest_policy(served, scheduled, kill
     assert served.stages(run)["step 002 evaluation arithmetic sampled"] == "Completed"
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_died_under_a_living_worker_is_resumed_at_once(served, blocked):
     run = served.start(LONG | {"run": "died", "seed": 5})
     wait_for("a step of the run", lambda: trained_steps(served, "died"))

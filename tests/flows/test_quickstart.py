@@ -154,6 +154,7 @@ def test_run_again_every_stage_is_cached_and_the_numbers_are_the_same(finished):
     assert scores.group() in again.stdout
 
 
+@pytest.mark.slow  # the short form is tests/flows/test_violence.py
 def test_killed_with_9_and_run_again_it_ends_with_the_same_contents(finished, tmp_path):
     home, data, _ = finished
     broken = tmp_path / "data"
@@ -174,7 +175,13 @@ def test_killed_with_9_and_run_again_it_ends_with_the_same_contents(finished, tm
     assert list((broken / "artifacts" / ".staging").iterdir()) == []
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow),  # in CI a cancelled deployment gets it
+    ],
+)
 def test_a_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, stop):
     data = tmp_path / "data"
     command = subprocess.Popen(
