@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).resolve().parent.parent
 SETTINGS = HOME / "deployments"
+WAIT_SECONDS = 60
+"""`prefect server start --background` returns before its server answers: a first start makes the database."""
 
 
 def deploy(data_root: Path, only: str | None = None) -> None:
@@ -50,6 +53,7 @@ def deploy(data_root: Path, only: str | None = None) -> None:
 
 
 def _server() -> str:
+    """The URL of the configured server, once it answers."""
     url = configured_url()
     if url is None:
         raise ServerFailed(
@@ -57,11 +61,16 @@ def _server() -> str:
             "server start) and name it (prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api, or the "
             "environment variable of that name)"
         )
+    deadline = time.monotonic() + WAIT_SECONDS
     if not is_healthy(url):
-        raise ServerFailed(
-            f"the configured Prefect server {url} does not answer: start it (prefect server start), or name another "
-            "with PREFECT_API_URL"
-        )
+        print(f"waiting for the Prefect server {url} (up to {WAIT_SECONDS} s) ...", file=sys.stderr, flush=True)
+    while not is_healthy(url):
+        if time.monotonic() > deadline:
+            raise ServerFailed(
+                f"the configured Prefect server {url} does not answer: start it (prefect server start), or name "
+                "another with PREFECT_API_URL"
+            )
+        time.sleep(0.5)
     return url
 
 
