@@ -117,7 +117,7 @@ def test_the_readme_reaches_a_scheduled_training_in_ten_commands_that_parse():
     first = README.index("## After that")
     assert len(re.findall(r"^    \$ ", README[:first], re.MULTILINE)) == 10
     ours = [command for command in commands if command.startswith("tempo ")]
-    assert len(ours) >= 3
+    assert "tempo deploy" in ours
     for command in ours:
         _parser().parse_args(shlex.split(command.replace("\\\n", " "))[1:])
     for name in re.findall(r"(?:train|evaluate|recredit|collect-garbage)/([\w.-]+)", README):
