@@ -75,9 +75,11 @@ def victims(tmp_path: Path, learning: list[str]) -> Iterator[Victims]:
 
 
 def tear_the_newest_file(root: Path, chance: random.Random) -> str:
-    """Cut the file that was written last at a random length, as a power cut may."""
+    """Cut the file that was written last at a random length, as a power cut may; its name, or none where none is."""
     files = [path for path in root.rglob("*") if path.is_file()]
-    newest = max(files, key=lambda path: path.stat().st_mtime_ns)  # there is one: the run's lock file at least
+    if not files:
+        return "none"
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
     os.truncate(newest, chance.randrange(newest.stat().st_size + 1))
     return newest.name
 
@@ -92,9 +94,10 @@ def torture(victims: Victims, tmp_path: Path, reference: Path, num_kills: int, s
         data, num_runs = tmp_path / f"run{num_runs}", num_runs + 1
         is_done = False
         while not is_done and stages.total() < num_kills:
-            by_time = chance.random() < 0.4
-            events = 0 if by_time else chance.randint(1, 220)
-            is_done = victims.start(data, events, chance.uniform(0.05, 3) if by_time else 0)
+            kind = chance.choices(["in time", "before a change of a file", "between stages"], [4, 5, 1])[0]
+            seconds = chance.uniform(0.05, 3) if kind == "in time" else 0
+            events = {"before a change of a file": chance.randint(1, 220), "between stages": -chance.randint(1, 15)}
+            is_done = victims.start(data, events.get(kind, 0), seconds)
             if not is_done:
                 stages[victims.killed_in()] += 1
                 if chance.random() < 0.3 and (data / "artifacts").exists():

@@ -3,8 +3,8 @@
     python victims.py DATA_ROOT TRACE SETTING...        then lines on standard input: EVENTS SECONDS
 
 Each line starts the run in a fork, which kills itself with SIGKILL before its EVENTS-th change to a file below the data
-root (0: never), or SECONDS after it began (0: never). The answer is one line: its wait status. TRACE holds, one line
-each, what the run was doing.
+root (0: never; negative: after so many stages), or SECONDS after it began (0: never). The answer is one line: its wait
+status. TRACE holds, one line each, what the run was doing.
 """
 
 import io
@@ -31,6 +31,7 @@ class Tracer(RunListener):
     def __init__(self, experiment: Any, trace: int) -> None:
         super().__init__(experiment, Console(file=io.StringIO()))
         self.trace = trace
+        self.stages_left = 0
 
     def write(self, text: str) -> None:
         os.write(self.trace, f"{text}\n".encode())
@@ -41,6 +42,9 @@ class Tracer(RunListener):
     def stage_finished(self, place: Any, stage: str, *rest: Any) -> None:
         super().stage_finished(place, stage, *rest)
         self.write("between stages")
+        self.stages_left -= 1
+        if self.stages_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_before_change(number: int, root: str, write: Callable[[str], None]) -> None:
@@ -65,7 +69,8 @@ def kill_before_change(number: int, root: str, write: Callable[[str], None]) -> 
 def train(data: Path, trace: Path, settings: list[str], events: int, seconds: float) -> None:
     experiment = load_experiment("quickstart", settings)
     tracer = Tracer(experiment, os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-    if events:
+    tracer.stages_left = max(-events, 0)
+    if events > 0:
         kill_before_change(events, str(data), tracer.write)
     if seconds:
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
