@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow lint check bench clean
 
 help:
 	@echo "make setup   install everything, pinned, into $(VENV) (once; offline afterwards)"
@@ -39,10 +39,12 @@ test: setup
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow
 
-check: setup
+lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+check: lint
 	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_stage_versions.py
 
 bench: setup

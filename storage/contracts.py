@@ -93,6 +93,10 @@ def check_contracts(
             for name, rows in staged.items():
                 connection.register(name, rows)
             broken = _broken(connection, applied, read, limits)
+        except Exception as error:
+            if re.search("KeyboardInterrupt|TerminationSignal", str(error)):
+                raise KeyboardInterrupt from error  # DuckDB wraps what hits it while it reads rows
+            raise
         finally:
             for name in staged:
                 connection.unregister(name)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from storage.artifact import Artifact, Part, Store
@@ -207,3 +208,28 @@ def test_through_the_command_a_breach_stops_the_run_with_exit_code_1_and_the_nex
     assert {"breach.json", "updates.parquet", "checkpoint"} <= {path.name for path in folder.iterdir()}
     code, _, _ = tempo("train", "quickstart", *settings, "--no-server", "--data-root", data)
     assert code == 0
+
+
+def test_a_stop_that_hits_duckdb_while_it_reads_rows_stays_a_stop(data):
+    step = Step(data, "generation")
+    rows = step.artifact.part("rollouts").read()
+
+    class Stopped:
+        """Rows whose reading is hit by what a signal's handler raises, once their columns are known."""
+
+        num_reads = 0
+
+        def __arrow_c_schema__(self):
+            return rows.schema.__arrow_c_schema__()
+
+        def __arrow_c_stream__(self, requested_schema=None):
+            self.num_reads += 1
+            if self.num_reads > 1:
+                raise KeyboardInterrupt
+            return rows.__arrow_c_stream__(requested_schema)
+
+    with step.store.staging("k1") as staging:
+        staging.tables["rollouts"] = Stopped()
+        with pytest.raises(KeyboardInterrupt) as stop:
+            check_contracts("generation", staging, step.inputs, LIMITS)
+    assert "duckdb" in type(stop.value.__cause__).__module__
