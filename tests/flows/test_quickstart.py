@@ -187,6 +187,7 @@ def test_a_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, stop):
     command = subprocess.Popen(
         [str(TEMPO), "train", "quickstart", "--data-root", str(data), *SETTINGS, "--set", "warm_start.updates=500"],
         cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit its absence
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(data.glob("artifacts/demonstrations/*/manifest.json")) and time.monotonic() < deadline:
