@@ -215,6 +215,7 @@ def test_a_retry_in_the_browser_runs_the_failed_stage_and_its_dependants(served,
         page.get_by_role("button", name="Retry").first.click()
         page.screenshot(path=pictures / "retry.png")
         page.get_by_role("button", name="Retry").last.click()
+        wait_for("the retry", lambda: served.state(blocked.run)["type"] != "FAILED")
         served.until(blocked.run, "COMPLETED")
         page.reload()
         page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).last.click()
