@@ -113,7 +113,7 @@ def test_a_schedule_that_a_person_paused_stays_paused_and_a_new_one_is_as_declar
 
 
 def test_the_readme_reaches_a_scheduled_training_in_ten_commands_that_parse():
-    commands = re.findall(r"^    \$ (.*(?:\\\n.*)*)", README, re.MULTILINE)
+    commands = re.findall(r"^    \$ ((?:.*\\\n)*.*)", README, re.MULTILINE)
     first = README.index("## After that")
     assert len(re.findall(r"^    \$ ", README[:first], re.MULTILINE)) == 10
     ours = [command for command in commands if command.startswith("tempo ")]
