@@ -35,7 +35,7 @@ def compare_with_the_readme(data: Path) -> None:
 @pytest.mark.slow
 def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_storage(tmp_path):
     data = tmp_path / "data"
-    first, _ = train(data)
+    first, first_seconds = train(data)
     statement = "SELECT step, decoding, mean FROM scores WHERE step IN (0, 40)"
     answer = subprocess.run(
         [str(TEMPO), "sql", statement, "--format", "json", "--data-root", str(data)],
@@ -51,6 +51,6 @@ def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_stora
     compare_with_the_readme(data)
     second, seconds = train(data)
     assert re.search(r"all +│ +0 │", second.stdout)
-    assert seconds < 20
+    assert seconds < first_seconds / 5  # 25 s to 300 s on a slow machine, most of it Prefect's server
     table = re.compile(r"Scores of.*?└", re.DOTALL)
     assert table.findall(second.stdout) == table.findall(first.stdout)
