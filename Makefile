@@ -14,6 +14,7 @@ help:
 	@echo "make setup   install everything, pinned, into $(VENV) (once; offline afterwards)"
 	@echo "make demo    train with TEMPO on this machine's CPU, from nothing, in minutes"
 	@echo "make test    run the tests"
+	@echo "make test-slow   the tests that are longer than CI allows"
 	@echo "make check   lint, strict types, dependency rule"
 	@echo "make bench   measure the credit stage, and what artifacts and Prefect cost"
 

@@ -151,6 +151,8 @@ def _sql(options: argparse.Namespace) -> int:
 
     if options.query and options.statement:
         raise ValueError("sql: expected a statement or --query NAME, got both")
+    if options.run and not options.query:
+        raise ValueError("sql: --run belongs to --query NAME; in a statement, name it: WHERE run = 'NAME'")
     if options.query:
         print_named_query(options.data_root, options.query, options.run, options.format, options.output)
     elif options.statement is None:

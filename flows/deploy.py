@@ -111,8 +111,7 @@ def _schedules_on_the_server(client: "SyncPrefectClient") -> dict[str, dict[str,
 
 def _register_deployments(tree: dict[str, Any], data_root: Path) -> None:
     """By `prefect deploy`: its file format and its rules, whoever calls it."""
-    environment = {"TEMPO_HOME": str(HOME), "TEMPO_DATA_ROOT": str(data_root.resolve())}
-    environment = os.environ | environment | {name: os.environ[name] for name in ("TEMPO_HOME",) if name in os.environ}
+    environment = {"TEMPO_HOME": str(HOME)} | os.environ | {"TEMPO_DATA_ROOT": str(data_root.resolve())}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prefect.yaml")
         file.write_text(yaml.safe_dump(tree), encoding="utf-8")

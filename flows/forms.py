@@ -16,15 +16,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
 
+from flows.stored_runs import SCORING_KEYS
 from flows.takes import StageName
 from tasks.config import Bounds, Experiment
 from tasks.core.advantage import ESTIMATORS
 from tasks.core.verifiers import VERIFIERS
 from tasks.datasets import DATASETS
 from tasks.experiment import apply_override, experiment_names
-
-SCORING = ("evaluation", "sampler", "prompts", "arithmetic", "contracts", "hub_root", "device", "threads")
-"""Keys that change how a stored policy is scored."""
 
 
 def _only_what_can_be_filled_in(schema: dict[str, Any]) -> None:
@@ -124,7 +122,7 @@ def _field_docstrings(section: type) -> Iterator[tuple[str, str]]:
 Settings = form_of(Experiment, "Settings")
 """Every key of an experiment."""
 
-ScoringSettings = form_of(Experiment, "ScoringSettings", SCORING)
+ScoringSettings = form_of(Experiment, "ScoringSettings", tuple(key.rstrip(".") for key in SCORING_KEYS))
 """The keys that change how a policy is scored."""
 
 CreditingSettings = form_of(Experiment, "CreditingSettings", ("credit",))

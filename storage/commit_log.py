@@ -47,6 +47,17 @@ def read_events(log: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
                 yield event
 
 
+def current_attempts(log: Path) -> dict[str, str]:
+    """The attempt that every run was last worked on with; without the runs that were forgotten."""
+    attempts: dict[str, str] = {}
+    for event in read_events(log):
+        if "attempt" in event:
+            attempts[event["run"]] = event["attempt"]
+            if event.get("state") == "forgotten":
+                del attempts[event["run"]]
+    return attempts
+
+
 def num_torn_lines(log: Path) -> int:
     """How many lines are no whole event."""
     if not log.exists():

@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,22 +85,13 @@ def check_contracts(
     applied = [each for each in applied if each.limits <= set(limits)]
     if not applied:
         return
-    with _LOCK:
-        connection = _connection()
-        seen = set(re.findall(r"\w+", " ".join(each.sql for each in applied)))
-        staged = {name: rows for name, rows in staging.tables.items() if name in seen}
-        read = {name: part.path for name, part in inputs.items() if name in seen and name not in staged}
-        try:
-            for name, rows in staged.items():
-                connection.register(name, rows)
-            broken = _broken(connection, applied, read, limits)
-        except Exception as error:
-            if re.search("KeyboardInterrupt|TerminationSignal", str(error)):
-                raise KeyboardInterrupt from error  # DuckDB wraps what hits it while it reads rows
-            raise
-        finally:
-            for name in staged:
-                connection.unregister(name)
+    seen = set(re.findall(r"\w+", " ".join(each.sql for each in applied)))
+    staged = {name: rows for name, rows in staging.tables.items() if name in seen}
+    read = {name: part.path for name, part in inputs.items() if name in seen and name not in staged}
+    # Signals are raised in the main thread. In DuckDB, which calls Python for rows, they would end as an error of its
+    # own, and a run that was told to stop would be one that failed.
+    with _LOCK, ThreadPoolExecutor(1) as elsewhere:
+        broken = elsewhere.submit(_broken, applied, staged, read, limits).result()
     if broken:
         raise _breach(stage, staging, *broken)
 
@@ -120,21 +112,25 @@ def _connection() -> "duckdb.DuckDBPyConnection":
 
 
 def _broken(
-    connection: "duckdb.DuckDBPyConnection",
-    applied: list[Contract],
-    read: Mapping[str, Path],
-    limits: Mapping[str, float | bool],
+    applied: list[Contract], staged: Mapping[str, Any], read: Mapping[str, Path], limits: Mapping[str, float | bool]
 ) -> tuple[Contract, int, list[dict[str, Any]]] | None:
     """The first broken contract, how many rows break it, and these rows. All contracts are one statement."""
+    connection = _connection()
     counts = "\nUNION ALL\n".join(f"SELECT '{each.name}', count(*) FROM (\n{each.sql}\n)" for each in applied)
     used = {name: limits[name] for each in applied for name in each.limits}
-    num_rows = dict(connection.execute(_reading(read) + counts, used).fetchall())
-    for each in applied:
-        if num_rows[each.name]:
-            used = {name: limits[name] for name in each.limits}
-            rows = f"{_reading(read)}SELECT to_json(b) FROM (\n{each.sql}\n) b LIMIT {EVIDENCE_ROWS}"
-            answer = connection.execute(rows, used).fetchall()
-            return each, num_rows[each.name], [json.loads(row) for (row,) in answer]
+    try:
+        for name, rows in staged.items():
+            connection.register(name, rows)
+        num_rows = dict(connection.execute(_reading(read) + counts, used).fetchall())
+        for each in applied:
+            if num_rows[each.name]:
+                used = {name: limits[name] for name in each.limits}
+                rows = f"{_reading(read)}SELECT to_json(b) FROM (\n{each.sql}\n) b LIMIT {EVIDENCE_ROWS}"
+                answer = connection.execute(rows, used).fetchall()
+                return each, num_rows[each.name], [json.loads(row) for (row,) in answer]
+    finally:
+        for name in staged:
+            connection.unregister(name)
     return None
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifact import Store
-from storage.commit_log import append_event, read_events
+from storage.commit_log import append_event, current_attempts, read_events
 from storage.lock import held_runs, remove_abandoned, root_lock
 
 ORPHAN_SECONDS = 3600
@@ -71,7 +71,7 @@ def collect(root: Path, *, delete: bool, forget: tuple[str, ...] = ()) -> Report
         return _find(root, forget)
     with root_lock(root, exclusive=True):
         report = _find(root, forget)
-        for run, attempt in _attempts(root).items():
+        for run, attempt in current_attempts(root / "log.jsonl").items():
             if run in forget:
                 _append(root, {"event": "run", "run": run, "attempt": attempt, "state": "forgotten"})
         _append(root, {"event": "gc", "removed": len(report.garbage), "bytes": report.num_bytes})
@@ -86,19 +86,8 @@ def _append(root: Path, event: dict[str, Any]) -> None:
     append_event(root / "log.jsonl", event | {"at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")})
 
 
-def _attempts(root: Path) -> dict[str, str]:
-    """The current attempt of every run that is not forgotten."""
-    attempts: dict[str, str] = {}
-    for event in read_events(root / "log.jsonl"):
-        if "attempt" in event:
-            attempts[event["run"]] = event["attempt"]
-            if event.get("state") == "forgotten":
-                del attempts[event["run"]]
-    return attempts
-
-
 def _find(root: Path, forget: tuple[str, ...]) -> Report:
-    attempts = _attempts(root)
+    attempts = current_attempts(root / "log.jsonl")
     unknown = [run for run in forget if run not in attempts]
     if unknown:
         raise ValueError(f"--forget {unknown[0]}: no such run; expected one of {', '.join(sorted(attempts)) or 'none'}")

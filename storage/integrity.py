@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.artifact import MANIFEST, Artifact, Store
-from storage.commit_log import num_torn_lines, read_events
+from storage.commit_log import current_attempts, num_torn_lines, read_events
 from storage.dropping import MARKER
 from storage.fingerprint import fingerprint
 from storage.lock import remove_abandoned, root_lock
@@ -174,19 +174,16 @@ def _check_parents(policies: Mapping[str, str | None]) -> Iterator[Finding]:
 def _check_log(root: Path, names: set[str]) -> Iterator[Finding]:
     """What the log says of the runs' current attempts against what is stored, and the other way round."""
     log = root / "log.jsonl"
-    attempts: dict[str, str] = {}
+    attempts = current_attempts(log)
     used: dict[str, tuple[str, str]] = {}
     known: set[str] = set()
-    for event in read_events(log):
-        if "attempt" not in event:
-            continue
-        attempts[event["run"]] = event["attempt"] if event.get("state") != "forgotten" else ""
-        if event.get("outcome") in ("ran", "cached", "rebuilt"):
+    for event in read_events(log, "stage"):
+        if event["outcome"] in ("ran", "cached", "rebuilt"):
             known.add(f"{event['stage']}/{event['key']}")
             for name in (f"{event['stage']}/{event['key']}", *event["inputs"].values()):
                 used[name] = (event["run"], event["attempt"])
     for name, (run, attempt) in sorted(used.items()):
-        if name not in names and attempts[run] == attempt:
+        if name not in names and attempts.get(run) == attempt:
             yield Finding(
                 kind="missing artifact",
                 artifact=name,

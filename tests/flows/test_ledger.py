@@ -140,6 +140,7 @@ def test_what_another_run_made_is_named_as_its_work(data, stored, learning, tmp_
         (["--query", "lineage"], "expected --run RUN"),
         (["--query", "lineag", "--run", "quickstart"], "no query 'lineag'; expected one of branch_statistics, costs"),
         (["SELECT 1", "--query", "lineage", "--run", "quickstart"], "expected a statement or --query NAME, got both"),
+        (["SELECT 1", "--run", "quickstart"], "--run belongs to --query NAME"),
         (["--query", "lineage", "--run", "nobody"], "'nobody' is no stored run"),
     ],
 )

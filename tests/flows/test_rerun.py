@@ -12,7 +12,7 @@ from flows.history import stored_experiment
 from flows.loop import train_experiment
 from flows.planning import request_rerun
 from flows.progress import RunListener, watching
-from flows.takes import Rerun
+from flows.takes import Rerun, takes_as_json, takes_of_rerun
 from storage.catalog import open_catalog
 from storage.commit_log import read_events
 from tasks.experiment import load_experiment
@@ -135,6 +135,19 @@ def test_a_rerun_that_was_stopped_is_resumed_by_asking_again_and_a_finished_one_
     assert ran(data, before)[0] == (4, "train", "verification")
     rerun(data, from_stage="credit", step=2, force=True)
     assert takes(data)[-1] == ["r1", "r2"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "flow_run", "expected"),
+    [(True, "a", ["r1"]), (True, "b", ["r1", "r2"]), (True, None, ["r1", "r2"]), (False, "b", ["r1"])],
+    ids=["the Retry button", "asked for again in Prefect", "asked for again", "resumed"],
+)
+def test_a_retry_of_the_same_flow_run_is_the_same_rerun_and_a_new_request_another(ended, flow_run, expected):
+    request = Rerun(from_stage="credit", step=2)
+    (first,) = takes_of_rerun([], request, ended=False, flow_run="a")
+    started = [{"attempt": "x", "flow_run": "a", "takes": takes_as_json([first])}]
+    again = takes_of_rerun(started, request, ended=ended, flow_run=flow_run)
+    assert [take.name for take in again] == expected
 
 
 def test_ids_of_rollouts_do_not_depend_on_the_rerun(data):

@@ -222,7 +222,7 @@ def test_runs_show_state_last_stage_age_and_size(tempo: Tempo, data):
     assert (row["run"], row["state"], row["last_stage"]) == ("quickstart", "completed", "evaluation 4")
     files = [file for file in (data / "artifacts").rglob("*") if file.is_file() and file.name != "manifest.json"]
     assert row["size"] == f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
-    assert re.fullmatch(r"(\d+ min )?\d+ s ago", row["last_event"])
+    assert re.fullmatch(r"\d+ (s|min)( \d+ s)? ago", row["last_event"])
 
 
 def test_two_different_runs_in_one_data_root_at_once_end_as_if_alone(tmp_path, stored, learning):
