@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 TEXT, FLAG = pa.string(), pa.bool_()
 INT32, INT64, FLOAT32, FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
@@ -200,6 +200,9 @@ UPDATES = Table(
         _c("num_tokens", INT64, "Completion tokens in the mini-batch: the loss's denominator for token_mean."),
         _c("entropy", FLOAT64, "Mean entropy of the policy's next-token distribution, in nats.", nullable=True),
         _c("kl", FLOAT64, "Mean k3 estimate of KL(sampler || trainer), in nats.", nullable=True),
+        _c("reference_kl", FLOAT64, "Mean KL estimate to the reference, in nats.", nullable=True, since=3),
+        _c("importance_weight", FLOAT64, "Mean truncated importance weight.", nullable=True, since=3),
+        _c("importance_capped", FLOAT64, "Share of tokens whose weight met the cap.", nullable=True, since=3),
         _c("clip_fraction_low", FLOAT64, "Share of tokens clipped at 1 - clip_low.", nullable=True),
         _c("clip_fraction_high", FLOAT64, "Share of tokens clipped at 1 + clip_high.", nullable=True),
         _c("clip_fraction_dual", FLOAT64, "Share of tokens held by the dual clip.", nullable=True),

@@ -1,5 +1,6 @@
 """Stage `training`: the step's optimiser updates on its rollouts and advantages; writes the next policy."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +12,15 @@ from storage.parquet import flat_list
 from storage.schema import UPDATES
 from tasks.config import TrainConfig
 from tasks.core.advantage import dense_advantages
+from tasks.core.schedule import learning_rate_factor
 from tasks.policy import add_policy
 from tasks.stage import Context, Summary, stage
 
 if TYPE_CHECKING:
-    from tasks.engines.trainer import Objective
+    from tasks.core.objective import Objective
 
 
-@stage("training", version=2)
+@stage("training", version=3)
 def training(
     context: Context,
     *,
@@ -35,32 +37,32 @@ def training(
     """Split the step's groups into updates_per_step mini-batches (whole groups, seeded order) and update on each."""
     import torch
 
+    from tasks.engines import optimizer as optimizers
     from tasks.engines import policy as engine
     from tasks.engines import trainer
 
     trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.forget_policy()
     engine.configure_cpu(context.threads, trained.num_parameters)
-    credited = advantages.read()
-    batch = _batch(prompts, rollouts, credited)
-    betas = (config.beta1, config.beta2)
-    adam, names = trainer.make_optimizer(
-        trained, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
+    batch = _batch(prompts, rollouts, credited := advantages.read())
+    adam, names = optimizers.make_optimizer(
+        trained.model,
+        **{name: getattr(config, name) for name in ("learning_rate", "weight_decay", "decays")},
+        betas=(config.beta1, config.beta2),
     )
     torch.manual_seed(seed)
     if optimizer is not None:
-        engine.load_optimizer(adam, names, optimizer.path)
-    objective = _objective(config, temperature, max_tokens)
-    trained.model.train()
+        optimizers.load_optimizer(adam, names, optimizer.path)
     rows = []
     mini_batches = _mini_batches(batch.group_index_R, config.updates_per_step, seed)
-    limits = {"micro_batch_tokens": config.micro_batch_tokens, "max_grad_norm": config.max_grad_norm}
+    passes = {name: getattr(config, name) for name in ("micro_batch_tokens", "max_grad_norm", "layout", "precision")}
     for indices in mini_batches:
-        rows.append(trainer.policy_update(trained, adam, batch.take(indices), objective, **limits))
+        optimizers.set_learning_rate(adam, learning_rate(config, optimizers.updates_done(adam)))
+        taken, objective = batch.take(indices), _objective(config, temperature, max_tokens)
+        rows.append(trainer.policy_update(trained, adam, taken, objective, **passes))
         context.progress(len(rows), len(mini_batches))
-    trained.model.eval()
     trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
-    engine.save_optimizer(adam, names, context.staging.path / "optimizer")
+    optimizers.save_optimizer(adam, names, context.staging.path / "optimizer")
     context.staging.add_folder("optimizer", context.staging.path / "optimizer")
     context.staging.add_table("updates", update_columns(rows, "training"))
     context.staging.add_table("update_groups", _update_groups(credited.column("group_id").to_numpy(), mini_batches))
@@ -78,17 +80,19 @@ def _summary(rows: list[dict[str, Any]]) -> Summary:
     }
 
 
-def _objective(config: TrainConfig, temperature: float, max_tokens: int) -> "Objective":
-    from tasks.engines.trainer import Objective
-
-    return Objective(
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        normalization=config.normalization,
-        max_tokens=max_tokens,
-        temperature=temperature,
+def learning_rate(config: TrainConfig, update: int) -> float:
+    """Of an update of the run, counted from 0."""
+    return config.learning_rate * learning_rate_factor(
+        config.schedule, update, warmup_updates=config.warmup_updates, total_updates=config.schedule_updates
     )
+
+
+def _objective(config: TrainConfig, temperature: float, max_tokens: int) -> "Objective":
+    """The objective's fields are keys of the configuration, but for two that come from the sampler's."""
+    from tasks.core.objective import Objective
+
+    keys = {field.name for field in fields(Objective)} - {"temperature", "max_tokens"}
+    return Objective(**{key: getattr(config, key) for key in keys}, temperature=temperature, max_tokens=max_tokens)
 
 
 def _mini_batches(group_index_R: np.ndarray, updates_per_step: int, seed: int) -> list[np.ndarray]:
@@ -110,7 +114,7 @@ def _update_groups(group_id_R: np.ndarray, mini_batches: list[np.ndarray]) -> di
 
 def _batch(prompts: Part, rollouts: Part, credited: pa.Table) -> Any:
     """The step's credited completions with their prompts, sampler log-probabilities and dense advantages."""
-    from tasks.engines.trainer import Batch
+    from tasks.engines.batch import Batch
 
     sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs"])
     num_sampled = sampled.num_rows

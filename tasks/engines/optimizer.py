@@ -1,0 +1,90 @@
+"""The optimiser: AdamW with decay groups, its state on disk, the checked step, and the precision of forward passes."""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Names = dict[torch.nn.Parameter, str]
+
+
+class NonFiniteUpdate(FloatingPointError):
+    """A loss or gradient that is not finite; no weight was changed."""
+
+
+def make_optimizer(
+    model: Any, *, learning_rate: float, weight_decay: float, betas: tuple[float, float], decays: str = "matrices"
+) -> tuple[torch.optim.AdamW, Names]:
+    """AdamW over the trainable parameters, and the parameters' names (shared ones once).
+
+    `decays`: the parameters that decay, 'matrices' (two dimensions or more: no norms, no biases) or 'all'.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = [
+        {"params": [p for p in names if (p.ndim >= 2) == is_matrix], "weight_decay": decay}
+        for is_matrix, decay in ((True, weight_decay), (False, weight_decay if decays == "all" else 0.0))
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, foreach=True), names
+
+
+def updates_done(optimizer: torch.optim.Optimizer) -> int:
+    """Updates the optimiser has made, those of earlier steps included."""
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Of every group, for the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def checked_step(
+    parameters: Iterable[torch.nn.Parameter], optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float
+) -> float:
+    """Clip and apply the gradient; returns its norm before clipping.
+
+    Raises NonFiniteUpdate, before any weight changes, when the loss or the norm is not finite.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters), max_grad_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise NonFiniteUpdate(
+            f"loss {loss} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the "
+            "learning rate, or look for completions with non-finite sampler_logprobs in this step's rollouts"
+        )
+    optimizer.step()
+    return norm
+
+
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of forward passes: none for fp32; autocast to bf16, the weights staying fp32, for bf16."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path) -> None:
+    """Write AdamW's moments by parameter name, and torch's random state, as one safetensors file."""
+    tensors = {
+        f"{names[parameter]}:{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    tensors["rng_state"] = torch.get_rng_state()
+    folder.mkdir()
+    save_file(tensors, folder / "optimizer.safetensors")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path) -> None:
+    """Restore what `save_optimizer` wrote; the optimiser then continues to the bit on the same machine."""
+    tensors = load_file(folder / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("rng_state"))
+    for parameter, name in names.items():
+        if f"{name}:step" not in tensors:
+            continue  # a parameter that no update has reached yet
+        state = {key: tensors[f"{name}:{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
