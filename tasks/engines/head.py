@@ -98,13 +98,17 @@ def head_pass(
 
 
 @torch.no_grad()
-def head_logprobs(model: Any, hidden_UH: Tensor, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+def head_logprobs(
+    model: Any, hidden_UH: Tensor, layout: Layout, temperature: float, *, autocast: Autocast = nullcontext
+) -> tuple[Tensor, Tensor]:
     """log p and entropy [N] alone, chunk by chunk."""
     head = model.get_output_embeddings()
     kind = torch.promote_types(hidden_UH.dtype, torch.float32)
     logprob_N, entropy_N = torch.empty(2, layout.token_edge_N.size, dtype=kind, device=hidden_UH.device)
     for chunk in _chunks(layout, head.weight.shape[0], hidden_UH.device):
-        logits_uV = head(hidden_UH[chunk.rows]).to(kind) / temperature
+        with autocast():
+            logits_uV = head(hidden_UH[chunk.rows])
+        logits_uV = logits_uV.to(kind) / temperature
         logprob_e, entropy_e, _, _ = _softmax(logits_uV, chunk)
         logprob_N[chunk.tokens_n] = logprob_e[chunk.token_edge_n]
         entropy_N[chunk.tokens_n] = entropy_e[chunk.token_edge_n]

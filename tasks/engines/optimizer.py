@@ -1,8 +1,7 @@
-"""The optimiser: AdamW with decay groups, its state on disk, the checked step, and the precision of forward passes."""
+"""The optimiser: AdamW with decay groups, its state on disk, and the checked step."""
 
 import math
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def checked_step(
     parameters: Iterable[torch.nn.Parameter], optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float
 ) -> float:
-    """Clip and apply the gradient; returns its norm before clipping.
+    """Clip and apply the gradient; returns its norm before clipping. A gradient that is absent is 0, and is applied:
+    momentum and decay go on where no completion of a mini-batch gave a gradient.
 
     Raises NonFiniteUpdate, before any weight changes, when the loss or the norm is not finite.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters), max_grad_norm))
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NonFiniteUpdate(
             f"loss {loss} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the "
@@ -58,13 +62,6 @@ def checked_step(
         )
     optimizer.step()
     return norm
-
-
-def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of forward passes: none for fp32; autocast to bf16, the weights staying fp32, for bf16."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path) -> None:

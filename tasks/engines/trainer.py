@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,8 @@ from tasks.engines.attention import owner_suffix_attention, paths_on
 from tasks.engines.batch import Batch, choose_layout, micro_batches, token_index, token_signals
 from tasks.engines.figures import TokenFigures
 from tasks.engines.head import TokenLoss, head_logprobs, head_pass
-from tasks.engines.optimizer import checked_step, precision_context
+from tasks.engines.optimizer import checked_step
+from tasks.engines.passes import precision_context
 from tasks.engines.policy import Policy
 
 
@@ -57,13 +59,13 @@ def completion_logprobs(
     lengths_R = np.array([len(completion) for completion in completions], dtype=np.int64)
     groups_R = np.arange(lengths_R.size) if group_index_R is None else group_index_R
     kind = choose_layout(layout, policy.model, prompts, completions, groups_R)
+    autocast = partial(precision_context, precision, policy.device)
     kind_of_number = torch.promote_types(next(policy.model.parameters()).dtype, torch.float32)
     logprob_N, entropy_N = torch.zeros(2, int(lengths_R.sum()), dtype=kind_of_number, device=policy.device)
     for micro_batch in micro_batches(kind, prompts, completions, groups_R, micro_batch_tokens):
         with _attention(policy, micro_batch.layout):
             hidden_UH = parent_states(policy, micro_batch.layout, precision)
-        with precision_context(precision, policy.device):
-            found = head_logprobs(policy.model, hidden_UH, micro_batch.layout, temperature)
+        found = head_logprobs(policy.model, hidden_UH, micro_batch.layout, temperature, autocast=autocast)
         index = torch.from_numpy(token_index(lengths_R, micro_batch.rows)).to(policy.device)
         logprob_N[index], entropy_N[index] = found
     return logprob_N, entropy_N
@@ -164,10 +166,7 @@ def _policy_gradient(
 
         return of_chunk
 
-    def autocast() -> AbstractContextManager[Any]:
-        return precision_context(precision, device)
-
-    loss = 0.0
+    loss, autocast = 0.0, partial(precision_context, precision, device)
     is_silent_R = _silent(batch, objective) if value_term is None else np.zeros(len(batch.completions), np.bool_)
     cut = (kind, batch.prompts, batch.completions, batch.group_index_R, micro_batch_tokens)
     for micro_batch in micro_batches(*cut, is_silent_R=is_silent_R):
