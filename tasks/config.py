@@ -41,7 +41,8 @@ PositiveFloat = Annotated[float, Bounds(above=0)]
 Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
 Share = Annotated[float, Bounds(above=0, at_most=1)]
 
-Estimator = Literal["tempo", "grpo", "dr_grpo", "rloo", "ppo"]
+Estimator = Literal["tempo", "tempo_loo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "hepo", "prm_weighted", "ppo"]
+"""Names of tasks.core.estimators.ESTIMATORS, written out for the type checker; a test keeps them equal."""
 Normalization = Literal["token_mean", "sequence_mean", "prompt_mean", "constant"]
 
 
@@ -105,12 +106,28 @@ class WarmStartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CreditConfig:
-    """Switches of the advantage estimators (algorithm: tasks/core/advantage.py)."""
+    """Switches of the advantage estimators (formulas: tasks/core/estimators.py)."""
 
     epsilon: PositiveFloat = 1e-6
-    """Added to the standard deviation."""
+    """Added to each standard deviation before a division. The TEMPO authors': 1e-6."""
     normalize: bool = True
     """Divide by the group's standard deviation; false is Dr.GRPO's choice."""
+    td_scale: NonNegative = 1.0
+    """Factor of tempo's td term. The paper: 1."""
+    td_clip: NonNegative = 0.0
+    """tempo's td is clipped to +- this, in units of reward and before the scale; 0 clips nothing. The paper: 0."""
+    min_support: Positive = 1
+    """tempo's td counts only where at least so many completions share the prefix with the token. The paper: 1."""
+    td_normalization: Literal["reward", "td"] = "reward"
+    """What tempo divides td by: the std of the group's rewards (the paper), or of its td at the branch tokens."""
+    hepo_fraction: Share = 0.2
+    """Share of the step's tokens that hepo credits: those of the highest entropy. Its paper (arXiv 2506.01939): 0.2."""
+    gae_lambda: Fraction = 1.0
+    """ppo's lambda (arXiv 1506.02438): 1 is reward minus value, 0 the one-step difference. The paper's ppo, verl: 1."""
+    gae_gamma: Fraction = 1.0
+    """ppo's discount. The paper: 1."""
+    whiten: bool = True
+    """ppo and reinforce_pp: subtract the mean and divide by the std of the step's token advantages, as verl does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
-Float64 = NDArray[np.float64]
-Bool = NDArray[np.bool_]
+from tasks.core.layout import Bool, Float64, Int32, Int64, check_layout
 
 # tests/benchmarks/credit.py --chunks: 5.2 ns per token at 2,048 (calls into numpy), 3.0 at 16,384, no better above.
 COMPLETIONS_PER_CHUNK = 16_384
@@ -119,45 +116,6 @@ def edge_token_ids(tree: PrefixTree, token_ids_N: Int32) -> tuple[Int32, Int64]:
     edge_offsets = np.append(0, np.cumsum(tree.node_depth_M - parent_depth_M, dtype=np.int64))
     shift_M = tree.offsets[tree.node_first_rollout_M] + parent_depth_M - edge_offsets[:-1]
     return token_ids_N[np.arange(edge_offsets[-1]) + np.repeat(shift_M, np.diff(edge_offsets))], edge_offsets
-
-
-def check_layout(token_ids_N: Int32, offsets: Int64, group_offsets: Int64) -> tuple[Int32, Int64, Int64]:
-    """The three buffers as int32, int64, int64; ValueError where they contradict each other."""
-    token_ids_N = np.asarray(token_ids_N)
-    if token_ids_N.dtype != np.int32 or token_ids_N.ndim != 1:
-        raise ValueError(
-            f"token_ids_N: expected a flat int32 array, got {token_ids_N.dtype} of shape {token_ids_N.shape}; "
-            "token ids are stored as int32: cast with .astype(np.int32)"
-        )
-    offsets, group_offsets = _check_offsets("offsets", offsets), _check_offsets("group_offsets", group_offsets)
-    if offsets[0] < 0 or offsets[-1] > token_ids_N.size:
-        raise ValueError(
-            f"offsets: expected them inside token_ids_N, [0, {token_ids_N.size}], got [{offsets[0]}, {offsets[-1]}]; "
-            "offsets count tokens of this very buffer: pass the values they came with"
-        )
-    if group_offsets[0] != 0 or group_offsets[-1] != offsets.size - 1:
-        raise ValueError(
-            f"group_offsets: expected 0 to {offsets.size - 1}, got {group_offsets[0]} to {group_offsets[-1]}; they "
-            "count completions, each in one group: subtract group_offsets[0], or pass the missing completions too"
-        )
-    return token_ids_N, offsets, group_offsets
-
-
-def _check_offsets(name: str, offsets: Int64) -> Int64:
-    array = np.asarray(offsets)
-    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{name}: expected a flat integer array of one entry or more, got {array.dtype} of shape {array.shape}; "
-            "n lists have n + 1 offsets: for no lists pass np.array([0])"
-        )
-    array = array.astype(np.int64, copy=False)
-    falls = np.flatnonzero(array[1:] < array[:-1]) + 1
-    if falls.size:
-        raise ValueError(
-            f"{name}: expected offsets that never fall, got {array[falls[0] - 1]} then {array[falls[0]]} at index "
-            f"{falls[0]}; a list cannot have a negative length: build them with np.cumsum of the lengths"
-        )
-    return array
 
 
 class _Nodes:
