@@ -38,6 +38,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
         "td_telescopes",
         "node_values_add_up",
     ),
+    "signals": ("signals_fit_tokens",),
     "warm_start": ("updates_are_finite",),
     "training": ("updates_are_finite", "sampler_and_trainer_agree", "group_is_trained_once"),
     "evaluation": ("score_counts_every_completion",),

@@ -131,6 +131,30 @@ class CreditConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """The learned critic of estimators that need values (ppo): what it is and how it learns (tasks/engines/critic.py).
+
+    The optimiser is AdamW with train.beta1 and train.beta2; each mini-batch of the policy is one of the critic.
+    """
+
+    backbone: Literal["own", "shared"] = "own"
+    """own: a copy of the first policy with a value head, and an optimiser of its own (verl, TRL); shared: a value head on
+    the policy itself, whose gradient then is that of policy loss + value_coefficient * value loss (PPO2)."""
+    learning_rate: PositiveFloat = 1e-5
+    """Constant learning rate of the critic; with a shared backbone that of the head. verl's critic.optim.lr: 1e-5."""
+    value_clip: PositiveFloat = 0.5
+    """A value may move this far, in units of reward, from the stored one before its loss is clipped. verl: 0.5."""
+    value_coefficient: PositiveFloat = 0.5
+    """Weight of the value loss in a shared backbone's loss; own ignores it. PPO2 (OpenAI baselines): 0.5."""
+    warmup_steps: Count = 0
+    """First steps in which only the critic learns and the policy stays as it is. verl's critic_warmup: 0."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The critic's gradient is scaled down to this norm. verl's critic.grad_clip: 1.0."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's decoupled weight decay of the critic. verl: 0.01."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One step's optimiser updates (objective: tasks/core/objective.py)."""
 
@@ -233,6 +257,8 @@ class Experiment:
     """Supervised start."""
     credit: CreditConfig = CreditConfig()
     """Advantages."""
+    critic: CriticConfig = CriticConfig()
+    """The learned critic, for estimators that need one."""
     train: TrainConfig = TrainConfig()
     """Updates."""
     evaluation: EvaluationConfig = EvaluationConfig()
