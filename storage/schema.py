@@ -5,10 +5,10 @@ Keys that say where a row belongs (run, step, purpose) are not stored in the fil
 so the catalogue attaches them from the commit log (see catalog.py).
 """
 
-from storage.table import FLAG, FLOAT64, FLOATS, INT32, INT64, TEXT, TOKENS, Column, Table
+from storage.table import FLAG, FLAGS, FLOAT64, FLOATS, INT32, INT64, TEXT, TOKENS, Column, Table
 from storage.table import column as _c
 
-__all__ = ["FLOATS", "LINK_COLUMNS", "SCHEMA_VERSION", "TABLES", "TOKENS", "Column", "Table"]
+__all__ = ["FLAGS", "FLOATS", "LINK_COLUMNS", "SCHEMA_VERSION", "TABLES", "TOKENS", "Column", "Table"]
 
 SCHEMA_VERSION = 3
 
@@ -88,6 +88,7 @@ ROLLOUTS = Table(
         _c("top_p", FLOAT64, "Smallest set of tokens with at least this mass is kept; 1 keeps all."),
         _c("max_tokens", INT32, "Most tokens a completion may have."),
         _c("epoch", INT32, "Epoch of the prompt's draw, from 0; NULL in an evaluation.", nullable=True, since=2),
+        _c("loss_mask", FLAGS, "[T] tokens that are trained on; NULL: all of them.", nullable=True, since=3),
     ),
 )
 
@@ -138,9 +139,15 @@ ADVANTAGES = Table(
         _c("base_advantage", FLOAT64, "Advantage that every token of the completion shares."),
         _c("td_weight", FLOAT64, "Advantage of a token = base_advantage + td_weight * td of the token."),
         _c("td_positions", TOKENS, "Positions (from 0) of the branch tokens whose td is not 0."),
-        _c("td_values", FLOATS, "td there: V(s_{t+1}) - V(s_t), in units of reward."),
+        _c("td_values", FLOATS, "td there: V(s_{t+1}) - V(s_t), in units of reward; tempo_loo's own for tempo_loo."),
         _c("leaf_node", INT32, "prefix_nodes.node at which the completion ends."),
         _c("token_advantages", FLOATS, "[T] only for estimators that are dense; else NULL.", nullable=True),
+        _c("token_returns", FLOATS, "[T] the critic's targets (ppo): advantage + value.", nullable=True, since=3),
+        _c(
+            "num_trained_tokens", INT32, "Tokens that are trained on: T, or those of loss_mask.", nullable=True, since=3
+        ),
+        _c("num_branch_tokens", INT32, "Tokens at which fewer completions go on than before.", nullable=True, since=3),
+        _c("divergence", INT32, "Tokens before the group's first branch token; NULL: none.", nullable=True, since=3),
     ),
 )
 

@@ -138,8 +138,8 @@ class CriticConfig:
     """
 
     backbone: Literal["own", "shared"] = "own"
-    """own: a copy of the first policy with a value head, and an optimiser of its own (verl, TRL); shared: a value head on
-    the policy itself, whose gradient then is that of policy loss + value_coefficient * value loss (PPO2)."""
+    """own: a copy of the first policy with a value head, and an optimiser of its own (verl, TRL); shared: a value head
+    on the policy itself, whose gradient then is that of policy loss + value_coefficient * value loss (PPO2)."""
     learning_rate: PositiveFloat = 1e-5
     """Constant learning rate of the critic; with a shared backbone that of the head. verl's critic.optim.lr: 1e-5."""
     value_clip: PositiveFloat = 0.5

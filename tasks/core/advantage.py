@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tasks.core.completions import AdvantageConfig, Completions, make_completions
 from tasks.core.estimators import DENSE, ESTIMATORS, NEEDS_TREE, SIGNALS, Statistics, gather_statistics
-from tasks.core.layout import Bool, Float64, Int32, Int64, check_layout
 from tasks.core.prefix_tree import PrefixTree, build_prefix_tree, node_values
+from tasks.core.ragged import Bool, Float64, Int32, Int64, check_layout
 
 __all__ = [
     "DENSE",
@@ -64,6 +64,8 @@ class Advantages:
     """The prefix tree, if it was built or passed."""
     value_M: Float64 | None
     """V of the tree's nodes, if there is a tree."""
+    num_trained_R: Int64
+    """Tokens of each completion that are trained on."""
     loss_mask_N: Bool | None = None
     """Tokens that are trained on, as given; None: all. The others' advantage is 0 whatever base and td say."""
     dense_N: NDArray[np.float32] | None = None
@@ -92,11 +94,9 @@ class Advantages:
         if self.dense_N is not None:
             return 0.0, float(np.abs(self.advantages, dtype=np.float64).sum())
         td_K = np.abs(self.td_weight_R[self.td_rollout_K] * self.td_value_K)
-        num_tokens_R = np.diff(self.offsets)
         if self.loss_mask_N is not None:
             td_K = td_K[self.loss_mask_N[self.offsets[self.td_rollout_K] + self.td_position_K]]
-            num_tokens_R = np.diff(np.append(0, np.cumsum(self.loss_mask_N))[self.offsets])
-        return float(td_K.sum()), float((np.abs(self.base_R) * num_tokens_R).sum())
+        return float(td_K.sum()), float((np.abs(self.base_R) * self.num_trained_R).sum())
 
 
 def dense_advantages(
@@ -175,6 +175,7 @@ def _credit(estimator: str, given: Completions, config: AdvantageConfig, statist
         offsets=given.offsets,
         tree=given.tree,
         value_M=given.value_M,
+        num_trained_R=given.num_trained_R,
         loss_mask_N=given.loss_mask_N,
         dense_N=terms.dense_N,
         returns_N=terms.returns_N,

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.layout import Bool, Float32, Float64, Int64
+from tasks.core.ragged import Bool, Float32, Float64, Int64
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.layout import Bool, Float32, Float64, Int64, check_offsets
 from tasks.core.prefix_tree import PrefixTree
+from tasks.core.ragged import Bool, Float32, Float64, Int64, check_offsets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Completions:
         return self.moments[1] > 0
 
     @cached_property
-    def num_trainable_R(self) -> Int64:
+    def num_trained_R(self) -> Int64:
         """Tokens of each completion that are trained on."""
         if self.loss_mask_N is None:
             return np.diff(self.offsets)

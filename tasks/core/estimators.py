@@ -25,7 +25,7 @@ import numpy as np
 from tasks.core.batch_statistics import Moments, TopShare
 from tasks.core.completions import AdvantageConfig, Completions
 from tasks.core.gae import generalized_advantages
-from tasks.core.layout import Float32, Float64, Int32, Int64
+from tasks.core.ragged import Float32, Float64, Int32, Int64
 
 Statistics = Moments | TopShare
 
@@ -241,7 +241,7 @@ def gather_statistics(
         if estimator == "ppo":
             moments.add(_raw_ppo(given, config))
         else:
-            moments.add(given.centered_R, given.num_trainable_R)
+            moments.add(given.centered_R, given.num_trained_R)
     return moments
 
 
@@ -260,7 +260,7 @@ def _whitened(values: Float64, statistics: Statistics, config: AdvantageConfig) 
 def _raw_ppo(given: Completions, config: AdvantageConfig) -> Float64:
     """Advantages of the trainable tokens, before whitening."""
     assert given.values_N is not None
-    offsets = np.append(0, np.cumsum(given.num_trainable_R))
+    offsets = np.append(0, np.cumsum(given.num_trained_R))
     values = given.trainable(given.values_N)
     return generalized_advantages(given.rewards_R, values, offsets, gamma=config.gae_gamma, lambda_=config.gae_lambda)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.layout import Float64, Int64
+from tasks.core.ragged import Float64, Int64
 
 
 def generalized_advantages(

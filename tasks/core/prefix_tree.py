@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from tasks.core.layout import Bool, Float64, Int32, Int64, check_layout
+from tasks.core.ragged import Bool, Float64, Int32, Int64, check_layout
 
 # tests/benchmarks/credit.py --chunks: 5.2 ns per token at 2,048 (calls into numpy), 3.0 at 16,384, no better above.
 COMPLETIONS_PER_CHUNK = 16_384

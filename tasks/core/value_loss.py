@@ -1,4 +1,4 @@
-"""The critic's objective: the clipped value loss, token by token, and how well its values explain the returns."""
+"""The critic's objective: the clipped value loss, token by token."""
 
 from dataclasses import dataclass
 
@@ -26,10 +26,10 @@ def value_loss(
         loss    = sum over tokens of weight * l
 
     V are the critic's values now, V_old (`stored_values_N`) those that the returns R were made with; all [N], in units
-    of reward, one per completion token. With the weights of `token_weights(..., "token_mean")` the loss is the mean over
-    the whole mini-batch, however it is cut into micro-batches. Only values_N carries a gradient: weight * (V - R), or 0
-    where V has moved further than value_clip from V_old and the clipped term is the larger one; where it has moved
-    that far *away* from R the plain term is the larger one, and pulls it back. At V = V_old the loss is 1/2 (V - R)^2.
+    of reward, one per completion token. With weights 1 / N counted over the whole mini-batch, micro-batches add up to
+    its mean. Only values_N carries a gradient: weight * (V - R); or 0 where V has moved more than value_clip towards
+    R, and the clipped term is the larger one. Where V has moved that far away from R, the plain term is the larger one
+    and pulls it back. At V = V_old the loss is 1/2 (V - R)^2.
     Without tokens the loss is 0.
     """
     moved_N = (values_N - stored_values_N).clamp(-value_clip, value_clip)

@@ -18,7 +18,14 @@ from storage.schema import TABLES
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
-LIMITS = {"max_null_verdicts": 0.1, "max_mismatch": 0.2, "allow_benchmark_prompts": False, "num_samples": 4}
+LIMITS = {
+    "max_null_verdicts": 0.1,
+    "max_mismatch": 0.2,
+    "allow_benchmark_prompts": False,
+    "num_samples": 4,
+    "td_clip": 0.0,
+    "min_support": 1,
+}
 
 
 @pytest.fixture(scope="module")
