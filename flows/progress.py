@@ -217,7 +217,7 @@ def current_listener(experiment: Experiment) -> RunListener:
 def branches(credit: Summary) -> str:
     """Branch tokens per completion, after how many tokens groups part, and the share of |advantage| that td moves."""
     depth = "-" if credit["divergence"] is None else f"{credit['divergence']:.1f}"
-    return f"branch tokens {credit['branch_tokens']:.2f} from {depth}, td {credit['td_share']:.0%}"
+    return f"branch tokens {credit['branch_tokens']:.2f} from depth {depth}, td {credit['td_share']:.0%}"
 
 
 def _outcome(outcome: str, seconds: float) -> str:
