@@ -109,10 +109,13 @@ class RunListener(Listener):
             self.step_seconds.append(figures.seconds)
         self.rate = f"{figures.tokens / figures.seconds:,.0f} tokens/s" if figures.seconds else ""
         cost = "Cached" if figures.is_cached else f"{figures.seconds:.1f} s  {self.rate}  {self.left()}"
+        entropy = "-" if train["entropy"] is None else f"{train['entropy']:.3f}"
+        explained = train.get("explained_variance")
+        critic = "" if explained is None else f"explained variance {explained:.2f}  "
         self.say(
             f"step {figures.step:>3}/{self.experiment.steps}  accuracy {self.accuracy}  "
             f"{branches(credit)}  "
-            f"no signal {credit['groups_without_signal']}/{credit['groups']}  entropy {train['entropy']:.3f}  {cost}"
+            f"no signal {credit['groups_without_signal']}/{credit['groups']}  entropy {entropy}  {critic}{cost}"
         )
 
     def left(self) -> str:

@@ -50,10 +50,15 @@ class Staging:
             "files": {file: _file_facts(self.path / file)},
         }
 
+    @property
+    def root(self) -> Path:
+        """The data root."""
+        return self.path.parent.parent.parent
+
     def evidence(self, stage: str) -> Path:
         """Where the folder goes when its contents break a contract: quarantine/<stage>-<key>-<random>."""
         key, _, random = self.path.name.split("-")
-        return self.path.parent.parent.parent / "quarantine" / f"{stage}-{key}-{random}"
+        return self.root / "quarantine" / f"{stage}-{key}-{random}"
 
     def set_aside(self, evidence: Path, facts: Mapping[str, Any]) -> None:
         """Move the folder to `evidence`, with the facts in breach.json: it can no longer be committed."""

@@ -9,73 +9,78 @@ import pyarrow.compute as pc
 from storage.artifact import Part
 from storage.parquet import flat_list
 from storage.schema import UPDATES
-from tasks.config import TrainConfig
+from tasks.completions import prompt_tokens, ragged
+from tasks.config import CriticConfig, TrainConfig
 from tasks.core.advantage import dense_advantages
+from tasks.learners import Learners
 from tasks.policy import add_policy
+from tasks.refused import refused
 from tasks.stage import Context, Summary, stage
 
 if TYPE_CHECKING:
-    from tasks.engines.trainer import Objective
+    from tasks.engines.trainer import Batch, Objective
 
 
-@stage("training", version=2)
+@stage("training", version=3)
 def training(
     context: Context,
     *,
     policy: Part,
     optimizer: Part | None,
+    critic: Part | None,
     prompts: Part,
     rollouts: Part,
     advantages: Part,
+    signals: Part | None,
     config: TrainConfig,
+    critic_config: CriticConfig | None,
+    is_critic_warmup: bool,
     temperature: float,
     max_tokens: int,
     seed: int,
 ) -> Summary:
-    """Split the step's groups into updates_per_step mini-batches (whole groups, seeded order) and update on each."""
+    """Split the step's groups into updates_per_step mini-batches (whole groups, seeded order) and update on each.
+
+    A critic is updated on the same mini-batches, and alone on them while `is_critic_warmup`.
+    """
     import torch
 
     from tasks.engines import policy as engine
-    from tasks.engines import trainer
 
     trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.forget_policy()
     engine.configure_cpu(context.threads, trained.num_parameters)
     credited = advantages.read()
-    batch = _batch(prompts, rollouts, credited)
-    betas = (config.beta1, config.beta2)
-    adam, names = trainer.make_optimizer(
-        trained, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
-    )
+    batch = _batch(prompts, rollouts, credited, signals)
     torch.manual_seed(seed)
+    learners = Learners(trained, critic, config, critic_config, _objective(config, temperature, max_tokens))
     if optimizer is not None:
-        engine.load_optimizer(adam, names, optimizer.path)
-    objective = _objective(config, temperature, max_tokens)
-    trained.model.train()
+        learners.load(optimizer.path)
+    rollout_ids = credited.column("rollout_id").to_numpy()
     rows = []
     mini_batches = _mini_batches(batch.group_index_R, config.updates_per_step, seed)
-    limits = {"micro_batch_tokens": config.micro_batch_tokens, "max_grad_norm": config.max_grad_norm}
     for indices in mini_batches:
-        rows.append(trainer.policy_update(trained, adam, batch.take(indices), objective, **limits))
+        taken = batch.take(indices)
+        try:
+            rows.append(learners.update(taken, is_critic_warmup))
+        except FloatingPointError as error:
+            ids = rollout_ids[indices].tolist()
+            raise refused(context, error, trained, taken, ids, learners.objective, len(rows)) from None
         context.progress(len(rows), len(mini_batches))
-    trained.model.eval()
     trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
-    engine.save_optimizer(adam, names, context.staging.path / "optimizer")
-    context.staging.add_folder("optimizer", context.staging.path / "optimizer")
-    context.staging.add_table("updates", update_columns(rows, "training"))
+    learners.save(context)
+    context.staging.add_table("updates", update_columns(rows, "critic_warmup" if is_critic_warmup else "training"))
     context.staging.add_table("update_groups", _update_groups(credited.column("group_id").to_numpy(), mini_batches))
     engine.keep_policy(trained)
     return _summary(rows)
 
 
 def _summary(rows: list[dict[str, Any]]) -> Summary:
-    """Figures of the last update, and the tokens of all."""
-    return {
-        "loss": round(rows[-1]["loss"], 6),
-        "grad_norm": round(rows[-1]["grad_norm"], 4),
-        "entropy": round(rows[-1]["entropy"], 4),
-        "tokens": sum(row["num_tokens"] for row in rows),
-    }
+    """Figures of the last update, and the tokens of all; those of a policy or critic that did not learn are None."""
+    digits = {"loss": 6, "grad_norm": 4, "entropy": 4, "value_loss": 6, "explained_variance": 4}
+    last = {name: rows[-1].get(name) for name in digits}
+    figures = {name: round(value, digits[name]) if value is not None else None for name, value in last.items()}
+    return figures | {"tokens": sum(row["num_tokens"] for row in rows)}
 
 
 def _objective(config: TrainConfig, temperature: float, max_tokens: int) -> "Objective":
@@ -108,7 +113,7 @@ def _update_groups(group_id_R: np.ndarray, mini_batches: list[np.ndarray]) -> di
     }
 
 
-def _batch(prompts: Part, rollouts: Part, credited: pa.Table) -> Any:
+def _batch(prompts: Part, rollouts: Part, credited: pa.Table, signals: Part | None) -> "Batch":
     """The step's credited completions with their prompts, sampler log-probabilities and dense advantages."""
     from tasks.engines.trainer import Batch
 
@@ -123,19 +128,25 @@ def _batch(prompts: Part, rollouts: Part, credited: pa.Table) -> Any:
             "failed on every one of them (verdicts.status says how), so there is nothing to train on. Mend the "
             "verifier, raise its version, and run the same command again"
         )
-    token_ids_N, offsets = flat_list(sampled.column("token_ids"))
-    logprobs_N, _ = flat_list(sampled.column("sampler_logprobs"))
-    asked = prompts.read(["prompt_id", "prompt_token_ids"])
-    values, prompt_offsets = flat_list(asked.column("prompt_token_ids"))
-    rows = dict(zip(asked.column("prompt_id").to_pylist(), np.split(values, prompt_offsets[1:-1]), strict=True))
+    _, offsets = flat_list(sampled.column("token_ids"))
     _, group_index_R = np.unique(credited.column("group_id").to_numpy(), return_inverse=True)
+    has_values = credited.column("token_returns").null_count == 0
     return Batch(
-        prompts=[rows[prompt_id] for prompt_id in sampled.column("prompt_id").to_pylist()],
-        completions=np.split(token_ids_N, offsets[1:-1]),
+        prompts=prompt_tokens(prompts, sampled),
+        completions=ragged(sampled, "token_ids"),
         group_index_R=group_index_R.astype(np.int64),
-        sampler_logprobs=np.split(logprobs_N, offsets[1:-1]),
+        sampler_logprobs=ragged(sampled, "sampler_logprobs"),
         advantages=np.split(token_advantages(credited, offsets), offsets[1:-1]),
+        values=_signal(signals, "values", credited) if has_values else None,
+        returns=ragged(credited, "token_returns") if has_values else None,
     )
+
+
+def _signal(signals: Part | None, name: str, credited: pa.Table) -> list[np.ndarray]:
+    """One signal of the credited completions."""
+    assert signals is not None
+    rows = signals.read(["rollout_id", name])
+    return ragged(rows.filter(pc.is_in(rows.column("rollout_id"), credited.column("rollout_id"))), name)
 
 
 def token_advantages(credited: pa.Table, offsets: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tasks.core.objective import policy_loss, token_weights
+from tasks.engines.padding import padded_hidden
 from tasks.engines.policy import Policy
+
+if TYPE_CHECKING:
+    from tasks.engines.critic import ValueTerm
 
 MAX_LOGITS = 2**25
 """Logits held at once by the output head: 128 MB in fp32."""
@@ -28,6 +32,10 @@ class Batch:
     group_index_R: NDArray[np.int64]
     sampler_logprobs: Sequence[NDArray[np.float32]]
     advantages: Sequence[NDArray[np.float32]]
+    values: Sequence[NDArray[np.float32]] | None = None
+    """V(s_t) of the critic that the advantages were made with."""
+    returns: Sequence[NDArray[np.float32]] | None = None
+    """What the critic learns to predict."""
 
     def take(self, rows: NDArray[np.int64]) -> "Batch":
         def pick(values: Sequence[Any]) -> list[Any]:
@@ -39,6 +47,8 @@ class Batch:
             self.group_index_R[rows],
             pick(self.sampler_logprobs),
             pick(self.advantages),
+            pick(self.values) if self.values is not None else None,
+            pick(self.returns) if self.returns is not None else None,
         )
 
 
@@ -68,22 +78,10 @@ def completion_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log p [N] of every completion token at `temperature`, and the entropy [N] (nats, detached) it was drawn at.
 
-    Rows are prompt + completion, padded on the right: causal attention never looks there, so no mask is needed. The
-    output head runs on the positions that predict completion tokens only.
+    The output head runs on the positions that predict completion tokens only.
     """
-    rows = [np.concatenate([prompt, completion]) for prompt, completion in zip(prompts, completions, strict=True)]
-    ids_BL = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.int64)
-    for b, row in enumerate(rows):
-        ids_BL[b, : len(row)] = row
-    lengths_B = np.array([len(completion) for completion in completions])
-    begin_B = np.array([len(prompt) for prompt in prompts])
-    row_N = np.repeat(np.arange(len(rows)), lengths_B)
-    within_N = np.arange(lengths_B.sum()) - np.repeat(np.cumsum(lengths_B) - lengths_B, lengths_B)
-    column_N = np.repeat(begin_B, lengths_B) + within_N
-    ids = torch.from_numpy(ids_BL).to(policy.device)
-    row, column = torch.from_numpy(row_N).to(policy.device), torch.from_numpy(column_N).to(policy.device)
-    hidden_BLH = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return _head_logprobs(policy, hidden_BLH[row, column - 1], ids[row, column], temperature)
+    hidden_NH, targets_N = padded_hidden(policy.model.base_model, prompts, completions)
+    return _head_logprobs(policy, hidden_NH, targets_N, temperature)
 
 
 def _head_logprobs(policy: Policy, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -163,8 +161,13 @@ def policy_update(
     *,
     micro_batch_tokens: int,
     max_grad_norm: float,
+    value_term: "ValueTerm | None" = None,
 ) -> dict[str, Any]:
-    """One update on the clipped surrogate over a mini-batch; returns the row of the updates table."""
+    """One update on the clipped surrogate over a mini-batch; returns the row of the updates table.
+
+    `value_term` adds the value loss of a critic that shares the backbone (tasks/engines/critic.py) to what is
+    differentiated; `loss` stays that of the policy, `grad_norm` is that of both.
+    """
     started = time.perf_counter()
     lengths_R = torch.tensor([len(completion) for completion in batch.completions], dtype=torch.int64)
     if not lengths_R.sum():
@@ -176,7 +179,7 @@ def policy_update(
         lengths_R, torch.from_numpy(batch.group_index_R), objective.normalization, max_tokens=objective.max_tokens
     )
     optimizer.zero_grad(set_to_none=True)
-    loss, row = _policy_gradient(policy, batch, weights_N, objective, micro_batch_tokens)
+    loss, row = _policy_gradient(policy, batch, weights_N, objective, micro_batch_tokens, value_term)
     return row | {
         "loss": loss,
         "grad_norm": _step(policy, optimizer, loss, max_grad_norm),
@@ -188,7 +191,12 @@ def policy_update(
 
 
 def _policy_gradient(
-    policy: Policy, batch: Batch, weights_N: Tensor, objective: Objective, micro_batch_tokens: int
+    policy: Policy,
+    batch: Batch,
+    weights_N: Tensor,
+    objective: Objective,
+    micro_batch_tokens: int,
+    value_term: "ValueTerm | None",
 ) -> tuple[float, dict[str, float]]:
     """Add the loss's gradient to the parameters, micro-batch by micro-batch; returns the loss and its description."""
     ends = np.cumsum([len(completion) for completion in batch.completions])
@@ -197,7 +205,8 @@ def _policy_gradient(
     for rows in micro_batches(batch.prompts, batch.completions, micro_batch_tokens):
         part = batch.take(rows)
         weights = torch.cat([weights_N[ends[i] - len(batch.completions[i]) : ends[i]] for i in rows])
-        logprobs_N, entropy_N = completion_logprobs(policy, part.prompts, part.completions, objective.temperature)
+        hidden_NH, targets_N = padded_hidden(policy.model.base_model, part.prompts, part.completions)
+        logprobs_N, entropy_N = _head_logprobs(policy, hidden_NH, targets_N, objective.temperature)
         result = policy_loss(
             logprobs_N,
             torch.from_numpy(np.concatenate(part.sampler_logprobs)).to(device),
@@ -207,7 +216,7 @@ def _policy_gradient(
             clip_high=objective.clip_high,
             dual_clip=objective.dual_clip,
         )
-        result.loss.backward()
+        (result.loss if value_term is None else result.loss + value_term(hidden_NH, rows)).backward()
         loss += result.loss.item()
         values = (
             result.ratio_N,
