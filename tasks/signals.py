@@ -11,6 +11,7 @@ from storage.parquet import list_array
 from storage.schema import FLOATS
 from tasks.completions import prompt_tokens, ragged
 from tasks.config import Experiment
+from tasks.core.advantage import SIGNALS as ESTIMATOR_SIGNALS
 from tasks.stage import Context, Summary, stage
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ MICRO_BATCH_TOKENS = 8192
 """Tokens (padding included) in one forward pass without gradient."""
 OF_POLICY = ("trainer_logprobs", "entropies")
 SIGNALS = (*OF_POLICY, "reference_logprobs", "values")
-ESTIMATOR_SIGNALS: dict[str, tuple[str, ...]] = {"hepo": ("entropies",), "ppo": ("values",)}
-"""Signals that an estimator takes beside rewards."""
 
 
 def signals_of_estimator(estimator: str) -> tuple[str, ...]:

@@ -57,15 +57,10 @@ def training(
     if optimizer is not None:
         learners.load(optimizer.path)
     rollout_ids = credited.column("rollout_id").to_numpy()
-    rows = []
+    rows: list[dict[str, Any]] = []
     mini_batches = _mini_batches(batch.group_index_R, config.updates_per_step, seed)
     for indices in mini_batches:
-        taken = batch.take(indices)
-        try:
-            rows.append(learners.update(taken, is_critic_warmup))
-        except FloatingPointError as error:
-            ids = rollout_ids[indices].tolist()
-            raise refused(context, error, trained, taken, ids, learners.objective, len(rows)) from None
+        rows.append(_update(context, learners, batch, rollout_ids, indices, is_critic_warmup, len(rows)))
         context.progress(len(rows), len(mini_batches))
     trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
     learners.save(context)
@@ -73,6 +68,24 @@ def training(
     context.staging.add_table("update_groups", _update_groups(credited.column("group_id").to_numpy(), mini_batches))
     engine.keep_policy(trained)
     return _summary(rows)
+
+
+def _update(
+    context: Context,
+    learners: Learners,
+    batch: "Batch",
+    rollout_ids: np.ndarray,
+    indices: np.ndarray,
+    is_critic_warmup: bool,
+    update: int,
+) -> dict[str, Any]:
+    """One update on the mini-batch `indices`, which is kept as evidence when it is refused."""
+    taken = batch.take(indices)
+    try:
+        return learners.update(taken, is_critic_warmup)
+    except FloatingPointError as error:
+        ids = rollout_ids[indices].tolist()
+        raise refused(context, error, learners.policy, taken, ids, learners.objective, update) from None
 
 
 def _summary(rows: list[dict[str, Any]]) -> Summary:

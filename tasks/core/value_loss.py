@@ -1,11 +1,8 @@
 """The critic's objective: the clipped value loss, token by token."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -42,12 +39,3 @@ def value_loss(
         loss=0.5 * (weights_N * torch.maximum(plain_N, clipped_N)).sum(),
         is_clipped_N=(clipped_N > plain_N).detach(),
     )
-
-
-def explained_variance(values_N: NDArray[np.floating[Any]], returns_N: NDArray[np.floating[Any]]) -> float:
-    """1 - Var(R - V) / Var(R): 1 for values that tell the returns, 0 for a constant, below 0 for worse than a constant.
-
-    Where all returns are equal there is nothing to explain: 0. All [N], in units of reward.
-    """
-    variance = float(np.var(returns_N))
-    return 1 - float(np.var(returns_N - values_N)) / variance if variance > 0 else 0.0

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForTokenClassification
 
-from tasks.core.value_loss import explained_variance, value_loss
+from tasks.core.gae import explained_variance
+from tasks.core.value_loss import value_loss
 from tasks.engines import policy as engine
 from tasks.engines.padding import padded_hidden
 from tasks.engines.policy import Policy
@@ -115,6 +116,8 @@ def load_critic(folder: Path, device: torch.device) -> Critic:
         head.load_state_dict(tensors)
         return Critic(head.to(device))
     model = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    for parameter in model.parameters():  # as read, they lie at any address, and products round otherwise there (MKL)
+        parameter.data = parameter.data.clone()
     model = model.to(device).eval()
     return Critic(model.score, model)
 
