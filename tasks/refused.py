@@ -60,7 +60,7 @@ def _rows(policy: "Policy", batch: "Batch", rollout_ids: list[str], objective: "
             with torch.no_grad():
                 logprobs, _ = completion_logprobs(policy, [batch.prompts[i]], [completion], objective.temperature)
             logprobs_T = logprobs.float().cpu()
-        signals = [torch.from_numpy(signal[i]) for signal in (batch.sampler_logprobs, batch.advantages)]
+        signals = [torch.tensor(signal[i]) for signal in (batch.sampler_logprobs, batch.advantages)]
         trainer_logprobs.append(logprobs_T.numpy())
         losses.append(policy_loss(logprobs_T, *signals, weights[i], **clips).loss.item())
     offsets = np.append(0, np.cumsum(lengths_R.numpy()))
