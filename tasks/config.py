@@ -159,11 +159,19 @@ class TrainConfig:
     """One step's optimiser updates (objective: tasks/core/objective.py)."""
 
     learning_rate: PositiveFloat = 1e-6
-    """Constant learning rate of AdamW. The paper: 1e-6."""
+    """Peak learning rate of AdamW. The paper: 1e-6, constant."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to 0 over schedule_updates (tasks/core/schedule.py)."""
+    warmup_updates: Count = 0
+    """Updates of the run over which the learning rate rises linearly to its peak."""
+    schedule_updates: Count = 0
+    """Updates of the run after which a linear or cosine schedule has reached 0; those two need it."""
     updates_per_step: Positive = 8
     """Updates a step: the step's groups are split into this many mini-batches. The paper: 512 prompts / 64 = 8."""
     weight_decay: NonNegative = 0.01
     """AdamW's decoupled weight decay. The paper: 0.01."""
+    decays: Literal["matrices", "all"] = "matrices"
+    """Parameters that decay: those of two dimensions or more (no norms, no biases; as in transformers), or all."""
     beta1: Annotated[float, Bounds(at_least=0, at_most=0.9999)] = 0.9
     """AdamW's decay of the first moment."""
     beta2: Annotated[float, Bounds(at_least=0, at_most=0.99999)] = 0.999
@@ -178,10 +186,31 @@ class TrainConfig:
     """For negative advantages the loss of a token is at most this times |advantage| (arXiv 1912.09729)."""
     normalization: Normalization = "token_mean"
     """Denominator of the loss, counted over the whole mini-batch."""
-    layout: Literal["auto", "padded"] = field(default="auto", metadata=NOT_IDENTITY)
-    """How completions are laid out in memory; auto takes padded, the only layout of this version."""
+    kl_coefficient: NonNegative = 0.0
+    """Weight of the KL to the first policy in the loss; 0, as in the paper's code, computes none."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the KL is estimated from the sampled tokens (tasks/core/objective.py); k3 is GRPO's."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus; 0 for none."""
+    importance_sampling: Literal["none", "token", "sequence"] = "none"
+    """Correct for a sampler that is not the trainer by truncated importance weights; none compares the two directly."""
+    importance_mode: Literal["truncate", "mask"] = "truncate"
+    """Weights above the cap become the cap, or 0."""
+    importance_cap: PositiveFloat = 2.0
+    """Largest importance weight. verl: 2."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Forward and backward passes in fp32, or under autocast to bf16; weights and optimiser stay fp32."""
+    lora_rank: Count = 0
+    """Rank of low-rank adapters on every projection (needs the extra `lora`); 0 trains all weights."""
+    lora_alpha: PositiveFloat = 32.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    layout: Literal["auto", "padded", "packed", "tree"] = field(default="auto", metadata=NOT_IDENTITY)
+    """How completions lie in memory (tasks/core/layout.py); auto takes the tree where the model allows it and prefixes
+    are shared."""
     micro_batch_tokens: Positive = field(default=4096, metadata=NOT_IDENTITY)
     """Most tokens (padding included) in one forward pass: bounds memory, does not change the gradient."""
+    gradient_checkpointing: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Keep one activation a layer and compute the others again in the backward pass: less memory, a third more time."""
     num_processes: Annotated[int, Bounds(at_least=1, at_most=1)] = field(default=1, metadata=NOT_IDENTITY)
     """Training processes; this version trains in one."""
 

@@ -219,6 +219,12 @@ def _contradictions(experiment: Experiment) -> list[str]:
             f"arithmetic.min_terms: expected at most arithmetic.max_terms = {experiment.arithmetic.max_terms}, "
             f"got {experiment.arithmetic.min_terms}"
         )
+    if experiment.train.schedule != "constant" and not experiment.train.schedule_updates:
+        problems.append(
+            f"train.schedule_updates: expected at least 1 for the schedule {experiment.train.schedule!r} (the run's "
+            f"{experiment.steps} steps of {experiment.train.updates_per_step} updates are "
+            f"{experiment.steps * experiment.train.updates_per_step}), got 0"
+        )
     if experiment.train.updates_per_step > experiment.prompts_per_step:
         problems.append(
             f"train.updates_per_step: expected at most prompts_per_step = {experiment.prompts_per_step} (each update "

@@ -1,5 +1,6 @@
 """A refused update: its mini-batch is kept as evidence, and the error says which query shows it."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from storage.schema import FLOATS
 from tasks.place import Context
 
 if TYPE_CHECKING:
+    from tasks.core.objective import Objective
+    from tasks.engines.batch import Batch
     from tasks.engines.policy import Policy
-    from tasks.engines.trainer import Batch, Objective
 
+MICRO_BATCH_TOKENS = 4096
 STATEMENT = (
     "SELECT rollout_id, loss, list_min(trainer_logprobs) AS trainer_logprob, list_min(sampler_logprobs) AS "
     "sampler_logprob, list_max(advantages) AS advantage FROM FILE ORDER BY isfinite(loss), abs(loss) DESC LIMIT 10"
@@ -30,11 +33,9 @@ def refused(
     objective: "Objective",
     update: int,
 ) -> FloatingPointError:
-    """Keep the mini-batch of a refused update below evidence/; the same error, with where it is and how to see it."""
+    """Keep the mini-batch of a refused update below evidence/; the error, with where it is and how to see it."""
     root = context.staging.root
-    policy.model.eval()
-    rows = _rows(policy, batch, rollout_ids, objective)
-    file = keep_evidence(root, f"{context.key[:16]}-update{update}", rows)
+    file = keep_evidence(root, f"{context.key[:16]}-update{update}", _rows(policy, batch, rollout_ids, objective))
     return FloatingPointError(
         f"update {update} of the step was refused: {error}.\n  Its {len(rollout_ids)} completions are kept in {file}; "
         f"to see them:\n  {sql_command(root, STATEMENT, file)}"
@@ -45,35 +46,29 @@ def _rows(policy: "Policy", batch: "Batch", rollout_ids: list[str], objective: "
     """One row per completion: its logprobs, advantages, and what it adds to the mini-batch's loss."""
     import torch
 
-    from tasks.core.objective import policy_loss, token_weights
+    from tasks.core.objective import policy_loss
+    from tasks.engines.batch import token_signals
     from tasks.engines.trainer import completion_logprobs
 
-    lengths_R = torch.tensor([len(completion) for completion in batch.completions])
-    weights = token_weights(
-        lengths_R, torch.from_numpy(batch.group_index_R), objective.normalization, max_tokens=objective.max_tokens
-    ).split(lengths_R.tolist())
-    clips = {name: getattr(objective, name) for name in ("clip_low", "clip_high", "dual_clip")}
-    trainer_logprobs, losses = [], []
-    for i, completion in enumerate(batch.completions):
-        logprobs_T = torch.zeros(0)
-        if len(completion):
-            with torch.no_grad():
-                logprobs, _ = completion_logprobs(policy, [batch.prompts[i]], [completion], objective.temperature)
-            logprobs_T = logprobs.float().cpu()
-        signals = [torch.tensor(signal[i]) for signal in (batch.sampler_logprobs, batch.advantages)]
-        trainer_logprobs.append(logprobs_T.numpy())
-        losses.append(policy_loss(logprobs_T, *signals, weights[i], **clips).loss.item())
-    offsets = np.append(0, np.cumsum(lengths_R.numpy()))
+    policy.model.eval()
+    prompts, completions = batch.prompts, batch.completions
+    trainer_N, entropy_N = completion_logprobs(
+        policy, prompts, completions, objective.temperature, micro_batch_tokens=MICRO_BATCH_TOKENS
+    )
+    signals, _ = token_signals(batch, objective, policy.device)
+    offsets = np.append(0, np.cumsum(batch.lengths_R))
+    losses = []
+    for begin, end in pairwise(offsets.tolist()):
+        index_T = torch.arange(begin, end, device=policy.device)
+        result = policy_loss(trainer_N[index_T], entropy_N[index_T], signals.take(index_T), objective)
+        losses.append(result.loss.item())
     columns: dict[str, Any] = {
-        "sampler_logprobs": batch.sampler_logprobs,
-        "trainer_logprobs": trainer_logprobs,
-        "advantages": batch.advantages,
-        "values": batch.values,
-        "token_returns": batch.returns,
+        "sampler_logprobs": np.concatenate(batch.sampler_logprobs),
+        "trainer_logprobs": trainer_N.float().cpu().numpy(),
+        "advantages": np.concatenate(batch.advantages),
     }
-    lists = {
-        name: list_array(np.concatenate(signal), offsets, FLOATS)
-        for name, signal in columns.items()
-        if signal is not None
-    }
+    for name, signal in (("values", batch.values), ("token_returns", batch.returns)):
+        if signal is not None:
+            columns[name] = np.concatenate(signal)
+    lists = {name: list_array(values_N, offsets, FLOATS) for name, values_N in columns.items()}
     return pa.table({"rollout_id": rollout_ids, "loss": losses} | lists)

@@ -1,5 +1,6 @@
 """Stage `training`: the step's optimiser updates on its rollouts and advantages; writes the next policy."""
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from tasks.refused import refused
 from tasks.stage import Context, Summary, stage
 
 if TYPE_CHECKING:
-    from tasks.engines.trainer import Batch, Objective
+    from tasks.core.objective import Objective
+    from tasks.engines.batch import Batch
 
 
-@stage("training", version=3)
+@stage("training", version=4)
 def training(
     context: Context,
     *,
@@ -89,24 +91,21 @@ def _update(
 
 
 def _summary(rows: list[dict[str, Any]]) -> Summary:
-    """Figures of the last update, and the tokens of all; those of a policy or critic that did not learn are None."""
-    digits = {"loss": 6, "grad_norm": 4, "entropy": 4, "value_loss": 6, "explained_variance": 4}
+    """Figures of the last update (the explained variance: of all), and the tokens of all; None where there is none."""
+    digits = {"loss": 6, "grad_norm": 4, "entropy": 4, "value_loss": 6}
     last = {name: rows[-1].get(name) for name in digits}
     figures = {name: round(value, digits[name]) if value is not None else None for name, value in last.items()}
+    explained = [row["explained_variance"] for row in rows if "explained_variance" in row]
+    figures["explained_variance"] = round(sum(explained) / len(explained), 4) if explained else None
     return figures | {"tokens": sum(row["num_tokens"] for row in rows)}
 
 
 def _objective(config: TrainConfig, temperature: float, max_tokens: int) -> "Objective":
-    from tasks.engines.trainer import Objective
+    """The objective's fields are keys of the configuration, but for two that come from the sampler's."""
+    from tasks.core.objective import Objective
 
-    return Objective(
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        normalization=config.normalization,
-        max_tokens=max_tokens,
-        temperature=temperature,
-    )
+    keys = {field.name for field in fields(Objective)} - {"temperature", "max_tokens"}
+    return Objective(**{key: getattr(config, key) for key in keys}, temperature=temperature, max_tokens=max_tokens)
 
 
 def _mini_batches(group_index_R: np.ndarray, updates_per_step: int, seed: int) -> list[np.ndarray]:
@@ -128,9 +127,9 @@ def _update_groups(group_id_R: np.ndarray, mini_batches: list[np.ndarray]) -> di
 
 def _batch(prompts: Part, rollouts: Part, credited: pa.Table, signals: Part | None) -> "Batch":
     """The step's credited completions with their prompts, sampler log-probabilities and dense advantages."""
-    from tasks.engines.trainer import Batch
+    from tasks.engines.batch import Batch
 
-    sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs"])
+    sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs", "loss_mask"])
     num_sampled = sampled.num_rows
     if num_sampled != credited.num_rows:  # completions without a reward were left out of the advantages
         sampled = sampled.filter(pc.is_in(sampled.column("rollout_id"), credited.column("rollout_id")))
@@ -143,23 +142,36 @@ def _batch(prompts: Part, rollouts: Part, credited: pa.Table, signals: Part | No
         )
     _, offsets = flat_list(sampled.column("token_ids"))
     _, group_index_R = np.unique(credited.column("group_id").to_numpy(), return_inverse=True)
-    has_values = credited.column("token_returns").null_count == 0
+    returns = credited.column("token_returns")
     return Batch(
         prompts=prompt_tokens(prompts, sampled),
         completions=ragged(sampled, "token_ids"),
         group_index_R=group_index_R.astype(np.int64),
         sampler_logprobs=ragged(sampled, "sampler_logprobs"),
         advantages=np.split(token_advantages(credited, offsets), offsets[1:-1]),
-        values=_signal(signals, "values", credited) if has_values else None,
-        returns=ragged(credited, "token_returns") if has_values else None,
+        returns=ragged(credited, "token_returns") if returns.null_count == 0 else None,
+        loss_mask=_loss_mask(sampled, offsets),
+        **(_signals(signals, credited) if signals is not None else {}),
     )
 
 
-def _signal(signals: Part | None, name: str, credited: pa.Table) -> list[np.ndarray]:
-    """One signal of the credited completions."""
-    assert signals is not None
-    rows = signals.read(["rollout_id", name])
-    return ragged(rows.filter(pc.is_in(rows.column("rollout_id"), credited.column("rollout_id"))), name)
+def _signals(signals: Part, credited: pa.Table) -> dict[str, Any]:
+    """Those signals of the credited completions that updates use, as far as they were asked for."""
+    rows = signals.read(["rollout_id", "trainer_logprobs", "reference_logprobs", "values"])
+    rows = rows.filter(pc.is_in(rows.column("rollout_id"), credited.column("rollout_id")))
+    return {name: ragged(rows, name) for name in rows.column_names[1:] if rows.column(name).null_count == 0}
+
+
+def _loss_mask(sampled: pa.Table, offsets: np.ndarray) -> list[np.ndarray] | None:
+    """Which tokens are trained on; None: all of them. A completion without a mask is trained on as a whole."""
+    column = sampled.column("loss_mask")
+    if column.null_count == len(column):
+        return None
+    lengths = np.diff(offsets)
+    return [
+        np.array(mask, bool) if mask is not None else np.ones(lengths[i], bool)
+        for i, mask in enumerate(column.to_pylist())
+    ]
 
 
 def token_advantages(credited: pa.Table, offsets: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import numpy as np
 from storage.artifact import Part
 from storage.parquet import flat_list
 from tasks.config import WarmStartConfig
+from tasks.core.schedule import learning_rate_factor
 from tasks.policy import add_policy
 from tasks.stage import Context, Summary, stage
 from tasks.training import update_columns
@@ -14,7 +15,7 @@ WEIGHT_DECAY, BETA1 = 0.01, 0.9
 """AdamW's defaults in torch."""
 
 
-@stage("warm_start", version=1)
+@stage("warm_start", version=2)
 def warm_start(
     context: Context,
     *,
@@ -26,6 +27,7 @@ def warm_start(
     seed: int,
 ) -> Summary:
     """AdamW on the mean negative log-likelihood of completion tokens; batches are slices of seeded permutations."""
+    from tasks.engines import optimizer as optimizers
     from tasks.engines import policy as engine
     from tasks.engines import trainer
 
@@ -34,15 +36,16 @@ def warm_start(
     engine.configure_cpu(context.threads, trained.num_parameters)
     prompt_ids, prompt_tokens = _pairs(prompts, demonstrations)
     completions = _rows(demonstrations, "token_ids")
-    optimizer, _ = trainer.make_optimizer(
-        trained, learning_rate=config.learning_rate, weight_decay=WEIGHT_DECAY, betas=(BETA1, config.beta2)
+    optimizer, _ = optimizers.make_optimizer(
+        trained.model, learning_rate=config.learning_rate, weight_decay=WEIGHT_DECAY, betas=(BETA1, config.beta2)
     )
     trained.model.train()
     rows = []
     for update, batch in enumerate(_batches(len(completions), config, seed)):
-        optimizer.param_groups[0]["lr"] = config.learning_rate * trainer.warmup_cosine(
-            update, config.updates, config.warmup_updates
+        factor = learning_rate_factor(
+            "cosine", update, warmup_updates=config.warmup_updates, total_updates=config.updates
         )
+        optimizers.set_learning_rate(optimizer, config.learning_rate * factor)
         rows.append(
             trainer.supervised_update(
                 trained,

@@ -8,7 +8,7 @@ shared  the head alone, on the policy's hidden states; its value loss is part of
 import copy
 import math
 import time
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification
 
 from tasks.core.gae import explained_variance
+from tasks.core.layout import Layout, Sequences
+from tasks.core.objective import token_weights
 from tasks.core.value_loss import value_loss
-from tasks.engines import policy as engine
-from tasks.engines.padding import padded_hidden
+from tasks.engines.attention import owner_suffix_attention
+from tasks.engines.batch import Batch, choose_layout, micro_batches, token_index
+from tasks.engines.optimizer import Names, NonFiniteUpdate, load_optimizer, save_optimizer
 from tasks.engines.policy import Policy
-from tasks.engines.trainer import Batch, micro_batches
+from tasks.engines.trainer import parent_states
 
 HEAD_FILE = "value_head.safetensors"
 OPTIMIZER_FILE = "critic.safetensors"
@@ -48,22 +51,27 @@ class Critic:
 
     @property
     def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.names())
+        return sum(parameter.numel() for parameter in self.module.parameters())
 
-    def names(self) -> dict[torch.nn.Parameter, str]:
-        """The critic's own parameters by name."""
-        module = self.head if self.is_shared else self.model
-        return {parameter: name for name, parameter in module.named_parameters()}
+    @property
+    def module(self) -> torch.nn.Module:
+        """All that is the critic's own."""
+        module: torch.nn.Module = self.head if self.model is None else self.model
+        return module
 
-    def hidden(self, policy: Policy | None, prompts: Sequence[Any], completions: Sequence[Any]) -> Tensor:
-        """[N, H] of the backbone that the head reads; a shared one is the `policy`'s."""
+    def hidden(self, policy: Policy | None, layout: Layout, precision: str = "fp32") -> Tensor:
+        """[N, H]: the state that predicts each completion token, of the head's backbone; a shared one is `policy`'s."""
         if self.model is None and policy is None:
             raise ValueError(
                 "critic.backbone: the run's critic was made for a shared backbone, and now own is asked for; a critic "
                 "keeps its backbone: train with another one in a run of its own (--set run=NAME)"
             )
-        model = self.model if self.model is not None else policy.model
-        return padded_hidden(model.base_model, prompts, completions)[0]
+        held = policy if self.model is None else Policy(self.model, None, "")
+        assert held is not None
+        with nullcontext() if layout.suffixes is None else owner_suffix_attention(held.model):
+            hidden_UH = parent_states(held, layout, precision)
+        parent_N = torch.from_numpy(layout.edge_parent_E[layout.token_edge_N]).to(hidden_UH.device)
+        return hidden_UH.index_select(0, parent_N)
 
 
 def make_critic(policy: Policy, backbone: str, seed: int) -> Critic:
@@ -86,7 +94,14 @@ def make_critic(policy: Policy, backbone: str, seed: int) -> Critic:
             "value head: use --set critic.backbone=shared"
         ) from None
     model.base_model.load_state_dict(policy.model.base_model.state_dict())
-    return Critic(_start(model.score, seed), model.to(policy.device).eval())
+    _start(_head_of(model), seed)
+    model = model.to(policy.device).eval()
+    return Critic(_head_of(model), model)
+
+
+def _head_of(model: Any) -> torch.nn.Linear:
+    head: torch.nn.Linear = model.score if hasattr(model, "score") else model.classifier  # the name in older models
+    return head
 
 
 def _start(head: torch.nn.Linear, seed: int) -> torch.nn.Linear:
@@ -119,54 +134,74 @@ def load_critic(folder: Path, device: torch.device) -> Critic:
     for parameter in model.parameters():  # as read, they lie at any address, and products round otherwise there (MKL)
         parameter.data = parameter.data.clone()
     model = model.to(device).eval()
-    return Critic(model.score, model)
+    return Critic(_head_of(model), model)
 
 
 @torch.no_grad()
 def predict_values(
     critic: Critic,
     policy: Policy | None,
-    prompts: Sequence[NDArray[np.int32]],
-    completions: Sequence[NDArray[np.int32]],
+    prompts: Sequences,
+    completions: Sequences,
+    *,
+    group_index_R: NDArray[np.int64] | None = None,
+    layout: str = "padded",
+    micro_batch_tokens: int = 2**62,
 ) -> Tensor:
     """V(s_t) [N] before each completion token; `policy` lends its backbone to a shared critic."""
-    hidden_NH = critic.hidden(policy, prompts, completions)
-    values_N: Tensor = critic.head(hidden_NH.to(critic.head.weight.dtype))[:, 0]
+    lengths_R = np.array([len(completion) for completion in completions], dtype=np.int64)
+    groups_R = np.arange(lengths_R.size) if group_index_R is None else group_index_R
+    model = critic.model if critic.model is not None or policy is None else policy.model
+    weight = critic.head.weight
+    values_N = torch.zeros(int(lengths_R.sum()), dtype=weight.dtype, device=weight.device)
+    kind = choose_layout(layout, model, prompts, completions, groups_R)
+    for micro_batch in micro_batches(kind, prompts, completions, groups_R, micro_batch_tokens):
+        found_N = critic.head(critic.hidden(policy, micro_batch.layout).to(weight.dtype))[:, 0]
+        values_N[torch.from_numpy(token_index(lengths_R, micro_batch.rows)).to(weight.device)] = found_N
     return values_N
 
 
 class ValueTerm:
     """The value loss of one mini-batch, a micro-batch at a time: what `policy_update` adds for a shared backbone.
 
-    The weights are counted over the whole mini-batch (1 / N), so that micro-batches only add up.
+    Every trained token weighs 1 / N, counted once over the whole mini-batch, so that micro-batches only add up.
     """
 
     def __init__(self, critic: Critic, batch: Batch, *, value_clip: float, coefficient: float = 1.0) -> None:
         assert batch.values is not None
         assert batch.returns is not None
-        self.head, self.values, self.returns = critic.head, batch.values, batch.returns
-        self.num_tokens = sum(len(completion) for completion in batch.completions)
+        weight, lengths_R = critic.head.weight, torch.from_numpy(batch.lengths_R)
+        mask_N = None if batch.loss_mask is None else torch.from_numpy(np.concatenate(batch.loss_mask))
+        groups_R = torch.from_numpy(batch.group_index_R)
+        self.weights_N = token_weights(
+            lengths_R, groups_R, "token_mean", max_tokens=1, loss_mask_N=mask_N, dtype=weight.dtype
+        ).to(weight.device)
+        self.stored_N, self.returns_N = (
+            torch.from_numpy(np.concatenate(signal)).to(weight) for signal in (batch.values, batch.returns)
+        )
+        self.head, self.lengths_R = critic.head, batch.lengths_R
         self.value_clip, self.coefficient = value_clip, coefficient
         self.loss = 0.0
-        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.values_N = torch.zeros_like(self.returns_N)
+        self.is_clipped_N = torch.zeros_like(self.returns_N)
 
     def __call__(self, hidden_NH: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """coefficient * value loss of the completions `rows`, whose tokens `hidden_NH` predicts, one after another."""
-        weight = self.head.weight
-        values_N = self.head(hidden_NH.to(weight.dtype))[:, 0]
-        stored_N, returns_N = (
-            torch.from_numpy(np.concatenate([signal[i] for i in rows])).to(weight)
-            for signal in (self.values, self.returns)
-        )
-        weights_N = torch.full_like(values_N, 1 / self.num_tokens)
-        result = value_loss(values_N, stored_N, returns_N, weights_N, value_clip=self.value_clip)
+        index_n = torch.from_numpy(token_index(self.lengths_R, rows)).to(self.returns_N.device)
+        values_n = self.head(hidden_NH.to(self.head.weight.dtype))[:, 0]
+        signals = (self.stored_N[index_n], self.returns_N[index_n], self.weights_N[index_n])
+        result = value_loss(values_n, *signals, value_clip=self.value_clip)
         self.loss += result.loss.item()
-        self.seen.append((values_N.detach(), returns_N, result.is_clipped_N))
+        self.values_N[index_n] = values_n.detach()
+        self.is_clipped_N[index_n] = result.is_clipped_N.to(self.is_clipped_N)
         return self.coefficient * result.loss
 
     def figures(self) -> dict[str, float]:
-        """Columns of the updates table, over the micro-batches seen so far."""
-        values_N, returns_N, is_clipped_N = (torch.cat(parts).double().cpu() for parts in zip(*self.seen, strict=True))
+        """Columns of the updates table, over the trained tokens."""
+        is_trained_N = self.weights_N > 0
+        values_N, returns_N, is_clipped_N = (
+            tensor_N[is_trained_N].double().cpu() for tensor_N in (self.values_N, self.returns_N, self.is_clipped_N)
+        )
         return {
             "value_loss": self.loss,
             "value_clip_fraction": float(is_clipped_N.mean()),
@@ -179,19 +214,22 @@ class CriticTrainer:
     """A critic with its optimiser, updated on each mini-batch beside the policy."""
 
     critic: Critic
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
+    names: Names
     value_clip: float
     value_coefficient: float
     max_grad_norm: float
     micro_batch_tokens: int
+    layout: str = "padded"
+    precision: str = "fp32"
 
     def load(self, folder: Path) -> None:
         """Go on with a stored optimiser; where the critic had none yet, with a new one."""
         if (folder / OPTIMIZER_FILE).exists():
-            engine.load_optimizer(self.optimizer, self.critic.names(), folder, OPTIMIZER_FILE)
+            load_optimizer(self.optimizer, self.names, folder, OPTIMIZER_FILE)
 
     def save(self, folder: Path) -> None:
-        engine.save_optimizer(self.optimizer, self.critic.names(), folder, OPTIMIZER_FILE)
+        save_optimizer(self.optimizer, self.names, folder, OPTIMIZER_FILE)
 
     def term(self, batch: Batch) -> ValueTerm:
         """The mini-batch's value loss for the policy's own backward pass; `step` then updates the head."""
@@ -199,10 +237,10 @@ class CriticTrainer:
         return ValueTerm(self.critic, batch, value_clip=self.value_clip, coefficient=self.value_coefficient)
 
     def step(self, term: ValueTerm) -> dict[str, float]:
-        """Clip and apply the critic's gradient; a FloatingPointError, and no change, when it is not finite."""
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.critic.names()), self.max_grad_norm))
+        """Clip and apply the critic's gradient; NonFiniteUpdate, and no change, when it is not finite."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.critic.module.parameters(), self.max_grad_norm))
         if not (math.isfinite(term.loss) and math.isfinite(norm)):
-            raise FloatingPointError(
+            raise NonFiniteUpdate(
                 f"value loss {term.loss} with gradient norm {norm}: expected finite numbers; no weight was changed. "
                 "Lower critic.learning_rate, or look for returns that are not finite in this step's advantages"
             )
@@ -213,11 +251,13 @@ class CriticTrainer:
         """One update of the critic alone. The policy's weights, and a shared backbone with them, stay as they are."""
         self.optimizer.zero_grad(set_to_none=True)
         term = ValueTerm(self.critic, batch, value_clip=self.value_clip)
-        for rows in micro_batches(batch.prompts, batch.completions, self.micro_batch_tokens):
-            part = batch.take(rows)
+        cut = (batch.prompts, batch.completions, batch.group_index_R)
+        model = policy.model if self.critic.is_shared else self.critic.model
+        kind = choose_layout(self.layout, model, *cut)
+        for micro_batch in micro_batches(kind, *cut, self.micro_batch_tokens):
             with torch.set_grad_enabled(not self.critic.is_shared):
-                hidden_NH = self.critic.hidden(policy, part.prompts, part.completions)
-            term(hidden_NH, rows).backward()
+                hidden_NH = self.critic.hidden(policy, micro_batch.layout, self.precision)
+            term(hidden_NH, micro_batch.rows).backward()
         return self.step(term)
 
     def warm_up(self, policy: Policy, batch: Batch) -> dict[str, Any]:
@@ -229,15 +269,6 @@ class CriticTrainer:
             "grad_norm": figures["critic_grad_norm"],
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "num_completions": len(batch.completions),
-            "num_tokens": sum(len(completion) for completion in batch.completions),
+            "num_tokens": int(batch.lengths_R.sum()),
             "seconds": time.perf_counter() - started,
         }
-
-
-def make_critic_optimizer(
-    critic: Critic, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    """AdamW over the critic's own parameters."""
-    return torch.optim.AdamW(
-        list(critic.names()), lr=learning_rate, weight_decay=weight_decay, betas=betas, foreach=True
-    )

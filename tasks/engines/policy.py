@@ -19,8 +19,6 @@ transformers_logging.disable_progress_bar()
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's malloc.h."""
-OPTIMIZER = "optimizer.safetensors"
-"""File of the policy's optimiser state."""
 TINY_PARAMETERS = 5_000_000
 """Below this many parameters one thread is faster than several (4-16x on a busy machine)."""
 
@@ -132,9 +130,7 @@ def save_policy(policy: Policy, folder: Path) -> None:
     policy.tokenizer.save_pretrained(folder)
 
 
-def save_optimizer(
-    optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path, file: str = OPTIMIZER
-) -> None:
+def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path) -> None:
     """Write AdamW's moments by parameter name, and torch's random state, as one safetensors file."""
     tensors = {
         f"{names[parameter]}:{key}": value.detach().cpu().contiguous()
@@ -142,22 +138,15 @@ def save_optimizer(
         for key, value in state.items()
     }
     tensors["rng_state"] = torch.get_rng_state()
-    folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / file)
+    folder.mkdir()
+    save_file(tensors, folder / "optimizer.safetensors")
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path, file: str = OPTIMIZER
-) -> None:
-    """Restore what `save_optimizer` wrote; the optimiser then continues to the bit on the same machine.
-
-    Parameters without a state (no update yet: the policy's while only its critic learns) stay without one.
-    """
-    tensors = load_file(folder / file)
+def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path) -> None:
+    """Restore what `save_optimizer` wrote; the optimiser then continues to the bit on the same machine."""
+    tensors = load_file(folder / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng_state"))
     for parameter, name in names.items():
-        if f"{name}:step" not in tensors:
-            continue
         state = {key: tensors[f"{name}:{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
 

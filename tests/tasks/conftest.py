@@ -145,12 +145,15 @@ class Loop:
             verifier_version=1,
         )
 
-    def credit(self, name: str, rollouts: str, verdicts: str, estimator: str = "tempo") -> None:
+    def credit(
+        self, name: str, rollouts: str, verdicts: str, estimator: str = "tempo", *, signals: str | None = None
+    ) -> None:
         self(
             name,
             credit,
             rollouts=self.part(rollouts, "rollouts"),
             verdicts=self.part(verdicts, "verdicts"),
+            signals=self.part(signals, "signals") if signals else None,
             estimator=estimator,
             config=CreditConfig(),
         )

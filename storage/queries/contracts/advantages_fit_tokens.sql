@@ -13,4 +13,4 @@ WHERE len(td_positions) <> len(td_values)
    OR len(token_returns) <> len(token_ids) OR NOT isfinite(list_sum(token_returns))
    OR num_trained_tokens <> coalesce(len(list_filter(loss_mask, lambda is_trained: is_trained)), len(token_ids))
    OR list_sum(list_transform(list_zip(token_advantages, loss_mask),
-                              lambda token: CASE WHEN token[2] THEN 0 ELSE abs(token[1]) END)) > 0
+                              lambda token: CASE WHEN coalesce(token[2], true) THEN 0 ELSE abs(token[1]) END)) > 0

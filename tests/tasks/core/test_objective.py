@@ -8,20 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.core.objective import NORMALIZATIONS, PolicyLoss, policy_loss, token_weights
+from tasks.core.objective import NORMALIZATIONS, Objective, PolicyLoss, TokenSignals, policy_loss, token_weights
 
 SAMPLER_LOGPROB = -1.5
-CLIPS = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28, dual_clip=3.0)
 
 
 def double(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def surrogate(trainer: Tensor, sampler: Tensor, advantages: Tensor, weights: Tensor) -> PolicyLoss:
+    """The loss without KL, entropy and importance weights."""
+    signals = TokenSignals(advantages_N=advantages, weights_N=weights, anchor_logprobs_N=sampler)
+    return policy_loss(trainer, None, signals, OBJECTIVE)
+
+
 def loss_at(ratio: float, advantage: float, weight: float = 1.0) -> tuple[PolicyLoss, float]:
     """The loss of one token with that importance ratio, and its gradient with respect to the trainer's logprob."""
     trainer = double(SAMPLER_LOGPROB + math.log(ratio)).requires_grad_()
-    result = policy_loss(trainer, double(SAMPLER_LOGPROB), double(advantage), double(weight), **CLIPS)
+    result = surrogate(trainer, double(SAMPLER_LOGPROB), double(advantage), double(weight))
     (gradient,) = torch.autograd.grad(result.loss, trainer)
     return result, gradient.item()
 
@@ -30,7 +36,7 @@ def test_at_ratio_one_the_gradient_is_minus_weight_times_advantage() -> None:
     logprobs = double(-0.1, -2.0, -7.5, -0.01)
     advantages, weights = double(1.7, -0.4, -2.0, 0.5), double(0.25, 0.5, 0.125, 1.0)
     trainer = logprobs.clone().requires_grad_()
-    result = policy_loss(trainer, logprobs, advantages, weights)
+    result = surrogate(trainer, logprobs, advantages, weights)
     (gradient,) = torch.autograd.grad(result.loss, trainer)
     # -(1.7 * 0.25), 0.4 * 0.5, 2 * 0.125, -0.5; and the loss is their sum, for the ratio is 1
     assert gradient.tolist() == pytest.approx([-0.425, 0.2, 0.25, -0.5], abs=1e-15)
@@ -94,7 +100,7 @@ def test_the_flags_name_the_clip_that_held() -> None:
 )
 def test_log_ratios_of_a_thousand_stay_finite(log_ratio: float, advantage: float, loss: float) -> None:
     trainer = torch.tensor([log_ratio], requires_grad=True)  # float32, in which exp(1000) is infinite
-    result = policy_loss(trainer, torch.zeros(1), torch.tensor([advantage]), torch.ones(1))
+    result = surrogate(trainer, torch.zeros(1), torch.tensor([advantage]), torch.ones(1))
     (gradient,) = torch.autograd.grad(result.loss, trainer)
     assert result.loss.item() == pytest.approx(loss, rel=1e-6)
     assert gradient.item() == 0
@@ -105,7 +111,7 @@ def test_log_ratios_of_a_thousand_stay_finite(log_ratio: float, advantage: float
 @given(log_ratio=st.floats(-30, 30), weight=st.floats(0, 1))
 def test_a_token_with_advantage_zero_gives_no_loss_and_no_gradient(log_ratio: float, weight: float) -> None:
     trainer = double(log_ratio).requires_grad_()
-    result = policy_loss(trainer, double(0.0), double(0.0), double(weight))
+    result = surrogate(trainer, double(0.0), double(0.0), double(weight))
     (gradient,) = torch.autograd.grad(result.loss, trainer)
     assert result.loss.item() == 0
     assert gradient.item() == 0
@@ -119,7 +125,7 @@ def test_the_gradient_is_the_numerical_one_away_from_the_kinks() -> None:
     advantages = double(*[1.3] * 10, *[-0.7] * 10)
     weights = torch.linspace(0.01, 0.2, 20, dtype=torch.float64)
     sampler = torch.zeros(20, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: policy_loss(x, sampler, advantages, weights).loss, trainer)
+    assert torch.autograd.gradcheck(lambda x: surrogate(x, sampler, advantages, weights).loss, trainer)
 
 
 TOKEN = st.tuples(st.floats(-4, 4), st.floats(-3, 3), st.booleans())  # log-ratio, advantage, does a micro-batch end
@@ -134,12 +140,12 @@ def test_loss_and_gradient_over_any_micro_batches_add_up_to_the_whole(
     trainer = (sampler + double(*[log_ratio for log_ratio, _, _ in tokens])).requires_grad_()
     advantages = double(*[advantage for _, advantage, _ in tokens])
     weights = torch.full_like(sampler, 1 / len(tokens))
-    whole = policy_loss(trainer, sampler, advantages, weights).loss
+    whole = surrogate(trainer, sampler, advantages, weights).loss
     (expected,) = torch.autograd.grad(whole, trainer)
     ends = [i + 1 for i, (_, _, is_end) in enumerate(tokens) if is_end] + [len(tokens)]
     loss, gradient, begin = 0.0, torch.zeros_like(sampler), 0
     for end in ends:
-        part = policy_loss(trainer[begin:end], sampler[begin:end], advantages[begin:end], weights[begin:end]).loss
+        part = surrogate(trainer[begin:end], sampler[begin:end], advantages[begin:end], weights[begin:end]).loss
         loss, begin = loss + part.item(), end
         gradient += torch.autograd.grad(part, trainer)[0]
     assert loss == pytest.approx(whole.item(), abs=1e-12)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.core.arithmetic import CHARACTERS
+from tasks.engines.batch import Batch
 from tasks.engines.policy import Policy, character_tokenizer, forget_policy
-from tasks.engines.trainer import Batch
 
 ARCHITECTURES = ("qwen3", "llama", "qwen2")
 

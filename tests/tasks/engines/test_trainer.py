@@ -10,34 +10,27 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tasks.core.objective import Objective
+from tasks.engines.batch import Batch
+from tasks.engines.optimizer import make_optimizer
 from tasks.engines.policy import Policy
 from tasks.engines.sampler import SamplingParams
-from tasks.engines.trainer import (
-    Batch,
-    Objective,
-    completion_logprobs,
-    make_optimizer,
-    micro_batches,
-    policy_update,
-)
+from tasks.engines.trainer import completion_logprobs, policy_update
 from tasks.engines.transformers_sampler import TransformersSampler
 
 Tokens = NDArray[np.int32]
 ONE_BATCH, ROW_BY_ROW = 1_000_000, 1
 NO_CLIP = 1e9
-OBJECTIVE = Objective(
-    clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalization="token_mean", max_tokens=24, temperature=1.0
-)
+OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28, dual_clip=3.0, max_tokens=24)
 
 
 def optimizer_of(policy: Policy, learning_rate: float = 1e-3) -> tuple[torch.optim.AdamW, dict[Any, str]]:
-    return make_optimizer(policy, learning_rate=learning_rate, weight_decay=0.01, betas=(0.9, 0.999))
+    return make_optimizer(policy.model, learning_rate=learning_rate, weight_decay=0.01, betas=(0.9, 0.999))
 
 
 def on_policy(policy: Policy, batch: Batch) -> Batch:
     """The batch with the policy's own log-probabilities as the sampler's."""
-    with torch.no_grad():
-        logprobs_N, _ = completion_logprobs(policy, batch.prompts, batch.completions, 1.0)
+    logprobs_N, _ = completion_logprobs(policy, batch.prompts, batch.completions, 1.0)
     ends = np.cumsum([len(completion) for completion in batch.completions])
     return replace(batch, sampler_logprobs=np.split(logprobs_N.numpy(), ends[:-1]))
 
@@ -81,9 +74,8 @@ def test_logprobs_and_entropy_are_those_of_a_plain_forward_pass_of_each_row(
 def test_padding_on_the_right_changes_no_logprob(policy: Policy) -> None:
     prompt, short = np.array([5, 6], np.int32), np.array([7, 8, 9], np.int32)
     long = np.arange(60, dtype=np.int32) % 19
-    with torch.no_grad():
-        alone, _ = completion_logprobs(policy, [prompt], [short], 1.0)
-        padded, _ = completion_logprobs(policy, [prompt, prompt], [short, long], 1.0)
+    alone, _ = completion_logprobs(policy, [prompt], [short], 1.0)
+    padded, _ = completion_logprobs(policy, [prompt, prompt], [short, long], 1.0)
     torch.testing.assert_close(padded[:3], alone, rtol=0, atol=1e-5)
 
 
@@ -167,8 +159,7 @@ def test_an_update_raises_a_good_token_and_lowers_a_bad_one(policy: Policy) -> N
     prompt, good, bad = np.array([5, 6, 16], np.int32), 7, 9
 
     def logprobs() -> list[float]:
-        with torch.no_grad():
-            values, _ = completion_logprobs(policy, [prompt] * 2, [np.array([t], np.int32) for t in (good, bad)], 1.0)
+        values, _ = completion_logprobs(policy, [prompt] * 2, [np.array([t], np.int32) for t in (good, bad)], 1.0)
         return values.tolist()
 
     before = logprobs()
@@ -271,14 +262,3 @@ def test_a_mini_batch_without_any_token_is_refused(
     blank = replace(batch, completions=[np.zeros(0, np.int32)] * 12, sampler_logprobs=nothing, advantages=nothing)
     with pytest.raises(ValueError, match="got none in the mini-batch's 12 completions"):
         update(policy, optimizer_of(policy)[0], blank)
-
-
-def test_micro_batches_hold_every_row_once_within_the_budget(random_batch: Callable[..., Batch]) -> None:
-    batch = random_batch()
-    widths = [len(p) + len(c) for p, c in zip(batch.prompts, batch.completions, strict=True)]
-    for budget in (1, 60, 100, 10_000):
-        parts = list(micro_batches(batch.prompts, batch.completions, budget))
-        assert sorted(np.concatenate(parts).tolist()) == list(range(12))
-        for rows in parts:
-            assert len(rows) == 1 or len(rows) * max(widths[i] for i in rows) <= budget
-    assert len(parts) == 1

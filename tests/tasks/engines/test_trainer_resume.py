@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 
-from tasks.engines.policy import Policy, load_optimizer, load_policy, save_optimizer, save_policy
-from tasks.engines.trainer import Batch, Objective, make_optimizer, policy_update
+from tasks.core.objective import Objective
+from tasks.engines.batch import Batch
+from tasks.engines.optimizer import load_optimizer, make_optimizer, save_optimizer
+from tasks.engines.policy import Policy, load_policy, save_policy
+from tasks.engines.trainer import policy_update
 
-OBJECTIVE = Objective(
-    clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalization="token_mean", max_tokens=24, temperature=1.0
-)
+OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28, dual_clip=3.0, max_tokens=24)
 
 
 def optimizer_of(policy: Policy) -> tuple[torch.optim.AdamW, dict[Any, str]]:
-    return make_optimizer(policy, learning_rate=1e-3, weight_decay=0.01, betas=(0.9, 0.999))
+    return make_optimizer(policy.model, learning_rate=1e-3, weight_decay=0.01, betas=(0.9, 0.999))
 
 
 def update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

@@ -4,20 +4,21 @@ import math
 from collections.abc import Callable
 
 import pytest
-import torch
 
+from tasks.core.schedule import learning_rate_factor
+from tasks.engines.batch import Batch
+from tasks.engines.optimizer import make_optimizer
 from tasks.engines.policy import Policy
-from tasks.engines.trainer import Batch, completion_logprobs, make_optimizer, supervised_update, warmup_cosine
+from tasks.engines.trainer import completion_logprobs, supervised_update
 
 
 def test_supervised_updates_learn_the_completions_they_are_shown(
     policy: Policy, random_batch: Callable[..., Batch]
 ) -> None:
     batch = random_batch()
-    optimizer, _ = make_optimizer(policy, learning_rate=3e-3, weight_decay=0.01, betas=(0.9, 0.999))
+    optimizer, _ = make_optimizer(policy.model, learning_rate=3e-3, weight_decay=0.01, betas=(0.9, 0.999))
     how = {"micro_batch_tokens": 100, "max_grad_norm": 1.0}
-    with torch.no_grad():
-        logprobs_N, _ = completion_logprobs(policy, batch.prompts, batch.completions, 1.0)
+    logprobs_N, _ = completion_logprobs(policy, batch.prompts, batch.completions, 1.0)
     rows = [supervised_update(policy, optimizer, batch.prompts, batch.completions, **how) for _ in range(12)]
     assert rows[0]["loss"] == pytest.approx(-logprobs_N.mean().item(), rel=1e-5)
     assert rows[0]["num_tokens"] == len(logprobs_N)
@@ -38,4 +39,5 @@ def test_supervised_updates_learn_the_completions_they_are_shown(
 def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine(
     update_index: int, updates: int, warmup_updates: int, factor: float
 ) -> None:
-    assert warmup_cosine(update_index, updates, warmup_updates) == pytest.approx(factor, abs=1e-12)
+    found = learning_rate_factor("cosine", update_index, warmup_updates=warmup_updates, total_updates=updates)
+    assert found == pytest.approx(factor, abs=1e-12)
