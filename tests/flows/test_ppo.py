@@ -13,8 +13,9 @@ import pytest
 
 from flows.history import stored_experiment
 from flows.loop import train_experiment
-from flows.planning import learn_makers
+from flows.planning import learn_makers, request_rerun
 from flows.run import at_attempt
+from flows.takes import Rerun
 from storage.artifact import Artifact, Store
 from storage.catalog import open_catalog
 from tasks.experiment import load_experiment
@@ -81,6 +82,14 @@ def test_a_finished_run_is_all_hits_and_only_what_the_critic_changes_would_run(t
     assert code == 3
     first = next(line for line in out.splitlines() if " run " in line)
     assert re.match(r"step +1  training +run .*critic_config\.value_clip 0\.5 -> 0\.2", first)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("critic", 0), ("signals", 2)])
+def test_its_stages_can_be_computed_again_alone(ppo: Path, stage: str, step: int):
+    before = num_lines(ppo)
+    experiment, asked = request_rerun(ppo, "quickstart", Rerun(from_stage=stage, step=step))
+    train_experiment(experiment, ppo, uses_prefect=False, rerun=asked)
+    assert ran_since(ppo, before) == [(step, "train", stage)]  # the same bytes: nothing after it
 
 
 def settings(data: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.config import CriticConfig, Experiment
+from tasks.config import CriticConfig, Experiment, TrainConfig
 from tasks.critic import first_critic
 from tasks.engines import policy as engine
 from tasks.signals import signals, wanted_signals
@@ -32,10 +32,19 @@ def add_critic(loop: Loop, backbone: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("estimator", "wanted"), [("tempo", ()), ("rloo", ()), ("hepo", ("entropies",)), ("ppo", ("values",))]
-)
-def test_a_step_asks_models_for_what_its_estimator_needs_and_for_nothing_else(estimator, wanted):
-    assert wanted_signals(Experiment(run="x", estimator=estimator)) == wanted
+    ("estimator", "train", "wanted"),
+    [
+        ("tempo", {}, ()),
+        ("rloo", {}, ()),
+        ("hepo", {}, ("entropies",)),
+        ("ppo", {}, ("values",)),
+        ("tempo", {"kl_coefficient": 0.1}, ("reference_logprobs",)),
+        ("ppo", {"kl_coefficient": 0.1, "importance_sampling": "token"},
+         ("trainer_logprobs", "reference_logprobs", "values")),
+    ],
+)  # fmt: skip
+def test_a_step_asks_models_for_what_its_estimator_and_objective_need_and_for_nothing_else(estimator, train, wanted):
+    assert wanted_signals(Experiment(run="x", estimator=estimator, train=TrainConfig(**train))) == wanted
 
 
 def test_the_policy_that_sampled_says_what_the_sampler_said_and_what_nobody_asked_for_is_null(fresh: Loop) -> None:
