@@ -41,7 +41,7 @@ class TableDigest:
 
 
 class _ColumnDigest:
-    """NULLs as a byte a row (of a nullable column), lengths of lists and texts as int64, values as their bytes."""
+    """NULLs as a byte a row (of a nullable column), lengths of lists and texts as int32, values as their bytes."""
 
     def __init__(self, column: Column) -> None:
         self.column = column
@@ -59,11 +59,16 @@ class _ColumnDigest:
             self._feed(array.flatten())
         elif pa.types.is_string(array.type):
             self.lengths.update(_lengths(array))
-            self.values.update(_text(array.fill_null("") if array.null_count else array))
+            self.values.update(_text(_filled(array, "")))
         elif pa.types.is_boolean(array.type):
-            self.values.update(array.fill_null(False).to_numpy(zero_copy_only=False).data)
+            self.values.update(_filled(array, False).to_numpy(zero_copy_only=False).data)
         else:
-            self.values.update(array.fill_null(0).to_numpy(zero_copy_only=False).data)
+            self.values.update(_filled(array, 0).to_numpy(zero_copy_only=False).data)
+
+
+def _filled(array: pa.Array, value: Any) -> pa.Array:
+    """NULLs replaced by a value; the array itself where there are none (fill_null copies it)."""
+    return array.fill_null(value) if array.null_count else array
 
 
 def _offsets(array: pa.Array) -> np.ndarray[Any, Any]:
@@ -76,7 +81,7 @@ def _offsets(array: pa.Array) -> np.ndarray[Any, Any]:
 def _lengths(array: pa.Array) -> memoryview:
     """Bytes of each text, elements of each list; 0 for NULL."""
     offsets = array.offsets.to_numpy() if pa.types.is_list(array.type) else _offsets(array)
-    lengths = np.diff(offsets).astype(np.int64)
+    lengths = np.diff(offsets)
     if array.null_count:
         lengths[array.is_null().to_numpy(zero_copy_only=False)] = 0
     return lengths.data

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from storage.artifact import Part
 from storage.groups import GroupReader, group_runs
-from storage.parquet import flat_list, list_array
+from storage.parquet import flat_list, list_array, ranges_array
 from storage.schema import FLOATS, TOKENS
 from tasks.config import CreditConfig
 from tasks.core.advantage import (
@@ -27,7 +27,7 @@ from tasks.core.advantage import (
     gather_statistics,
     make_completions,
 )
-from tasks.core.prefix_tree import edge_token_ids
+from tasks.core.prefix_tree import edge_ranges
 from tasks.credit_summary import CreditTally, first_divergence
 from tasks.stage import Context, Summary, stage
 
@@ -147,7 +147,6 @@ def _per_token(rows: pa.Table, full_name: str, name: str, offsets: np.ndarray) -
 def _node_columns(result: Advantages, chunk: Chunk) -> dict[str, object]:
     tree = result.tree
     assert tree is not None
-    edges, edge_offsets = edge_token_ids(tree, chunk.token_ids_N)
     root_M = _roots(result)[tree.node_group_M]
     parent_M = np.where(tree.node_parent_M < 0, 0, tree.node_parent_M - root_M)
     return {
@@ -155,7 +154,7 @@ def _node_columns(result: Advantages, chunk: Chunk) -> dict[str, object]:
         "node": (np.arange(len(root_M)) - root_M).astype(np.int32),
         "parent": pa.array(parent_M.astype(np.int32), mask=tree.node_parent_M < 0),
         "depth": tree.node_depth_M,
-        "token_ids": list_array(edges, edge_offsets, TOKENS),
+        "token_ids": ranges_array(chunk.token_ids_N, *edge_ranges(tree), TOKENS),
         "num_completions": tree.node_num_completions_M,
         "value": result.value_M,
         "is_branch": tree.node_is_branch_M,

@@ -60,8 +60,12 @@ def first_divergence(result: Advantages) -> np.ndarray:
     tree = result.tree
     assert tree is not None
     parent_M = np.maximum(tree.node_parent_M, 0)
-    parts = tree.node_num_completions_M < tree.node_num_completions_M[parent_M]
-    parts &= tree.node_parent_M >= 0
-    depth_P = np.full(result.group_std_P.size, np.iinfo(np.int64).max)
-    np.minimum.at(depth_P, tree.node_group_M[parts], tree.node_depth_M[parent_M[parts]])
-    return np.where(depth_P == np.iinfo(np.int64).max, -1, depth_P)
+    shrinks_M = tree.node_num_completions_M < tree.node_num_completions_M[parent_M]
+    parting = np.flatnonzero(shrinks_M & (tree.node_parent_M >= 0))
+    group = tree.node_group_M[parting]  # ascending: nodes are in the groups' order
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    divergence_P = np.full(result.group_std_P.size, -1)
+    if first.size:
+        depth = tree.node_depth_M[parent_M[parting]]
+        divergence_P[group[first]] = np.minimum.reduceat(depth, first)
+    return divergence_P

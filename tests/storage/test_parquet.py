@@ -229,7 +229,7 @@ def test_the_digest_of_two_words_is_this_one_for_good():
 
     sha = hashlib.sha256(b"vocabulary:2|token_id:int32|")
     sha.update(streams(b"", b"", (0).to_bytes(4, "little") + (1).to_bytes(4, "little")))
-    lengths = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    lengths = (1).to_bytes(4, "little") + (2).to_bytes(4, "little")
     sha.update(b"|text:string|" + streams(b"", lengths, b"a" + b"\xc3\xa9"))
     assert digest("vocabulary", {"token_id": [1, 0], "text": ["é", "a"]}) == sha.hexdigest()
 
