@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 MICRO_BATCH_TOKENS = 4096
 STATEMENT = (
     "SELECT rollout_id, loss, list_min(trainer_logprobs) AS trainer_logprob, list_min(sampler_logprobs) AS "
-    "sampler_logprob, list_max(advantages) AS advantage FROM FILE ORDER BY isfinite(loss), abs(loss) DESC LIMIT 10"
+    "sampler_logprob, list_max(advantages) AS advantage{critic} "
+    "FROM FILE ORDER BY isfinite(loss), abs(loss) DESC LIMIT 10"
 )
-"""The mini-batch's completions, those first whose loss is not finite, then by size; smallest logprob of each."""
+"""The mini-batch's completions, those first whose loss is not finite, then by size: smallest logprobs, largest rest."""
+OF_CRITIC = ', list_max("values") AS "value", list_max(token_returns) AS token_return'
 
 
 def refused(
@@ -36,9 +38,10 @@ def refused(
     """Keep the mini-batch of a refused update below evidence/; the error, with where it is and how to see it."""
     root = context.staging.root
     file = keep_evidence(root, f"{context.key[:16]}-update{update}", _rows(policy, batch, rollout_ids, objective))
+    statement = STATEMENT.format(critic=OF_CRITIC if batch.values is not None and batch.returns is not None else "")
     return FloatingPointError(
         f"update {update} of the step was refused: {error}.\n  Its {len(rollout_ids)} completions are kept in {file}; "
-        f"to see them:\n  {sql_command(root, STATEMENT, file)}"
+        f"to see them:\n  {sql_command(root, statement, file)}"
     )
 
 

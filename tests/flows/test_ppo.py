@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import re
 import shlex
 import shutil
@@ -160,12 +161,22 @@ def test_ppo_cannot_be_credited_without_a_critic_s_values(tempo: Tempo, stored: 
     assert (stored / "log.jsonl").read_bytes() == log
 
 
+def test_the_lineage_of_a_score_names_the_critic_and_its_signals(tempo: Tempo, ppo: Path, learning: list[str]):
+    train(ppo, learning, 'benchmarks=["arithmetic"]', "evaluation.greedy=false", "evaluate_every=0")
+    code, out, _ = tempo("sql", "--query", "lineage", "--run", "quickstart", "--format", "json", "--data-root", ppo)
+    assert code == 0
+    what = {(row["step"], row["stage"]): row["what"] for row in map(json.loads, out.splitlines())}
+    assert what[0, "critic"] == "own backbone"
+    assert what[3, "signals"] == '["values"]'
+
+
+@pytest.mark.parametrize("wild", [["train.learning_rate=1e30"], ["critic.learning_rate=1e30", "estimator=ppo"]])
 def test_a_refused_update_keeps_its_mini_batch_and_prints_the_query_that_shows_it(
-    tempo: Tempo, tmp_path: Path, learning: list[str]
+    tempo: Tempo, tmp_path: Path, learning: list[str], wild: list[str]
 ):
     """At a learning rate of 1e30 the first update makes weights whose products overflow: the second has no gradient."""
     data = tmp_path / "it's $here"
-    wild = ["train.learning_rate=1e30", "steps=1", "benchmarks=[]"]
+    wild = [*wild, "steps=1", "benchmarks=[]"]
     options = [argument for setting in [*learning, *wild] for argument in ("--set", setting)]
     code, _, err = tempo("train", "quickstart", "--no-server", "--data-root", data, *options)
     assert code == 1
