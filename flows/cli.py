@@ -131,12 +131,13 @@ def _add_storage_commands(add: Callable[..., Any]) -> None:
 
 def _add_rerun(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """The options that say what a rerun computes again."""
-    stages = ("policy", "prompts", "demonstrations", "warm_start", "generation", "verification", "credit", "training")
+    before = ("policy", "prompts", "demonstrations", "warm_start", "critic")
+    of_step = ("generation", "verification", "signals", "credit", "training")
     parser.add_argument(
         "--from",
         dest="from_stage",
         required=required,
-        choices=(*stages, "separation", "evaluation"),
+        choices=(*before, *of_step, "separation", "evaluation"),
         help="the stage to compute again",
     )
     parser.add_argument("--step", type=int, help="at this step only (default: at every step)")

@@ -65,14 +65,14 @@ def _scores(listener: RunListener, experiment: Experiment, last: int, *, compare
 
 def _branches(connection: duckdb.DuckDBPyConnection, run: str, last: int) -> list[str]:
     rows = connection.execute(
-        "SELECT step, branch_tokens, td_tokens, num_groups_without_signal, num_groups FROM branch_statistics "
-        "WHERE run = ? AND step IN (1, ?) ORDER BY step",
+        "SELECT step, branch_tokens, td_tokens, td_share, num_groups_without_signal, num_groups FROM branch_statistics "
+        "WHERE run = ? AND step IN (1, ?) AND purpose = 'train' AND branch_tokens IS NOT NULL ORDER BY step",
         [run, last],
     ).fetchall()
     return [
-        f"step {step:>3}: {tokens:.2f} branch tokens per completion, {moved:.2f} of them with credit of their own; "
-        f"{silent} of {groups} groups gave no signal"
-        for step, tokens, moved, silent, groups in rows
+        f"step {step:>3}: {tokens:.2f} branch tokens per completion, {moved:.2f} of them with credit of their own "
+        f"({share:.1%} of all credit); {silent} of {groups} groups gave no signal"
+        for step, tokens, moved, share, silent, groups in rows
     ]
 
 

@@ -155,7 +155,7 @@ def recredit(options: argparse.Namespace) -> int:
     from flows.recrediting import recredit_experiment, recredit_run
 
     stored = stored_experiment(options.data_root, options.run)
-    wanted = recredit_experiment(stored, options.estimator, options.verifier, options.set)
+    wanted = recredit_experiment(options.data_root, stored, options.estimator, options.verifier, options.set)
 
     def work() -> None:
         changes = {"estimator": options.estimator, "verifier": options.verifier}

@@ -4,8 +4,10 @@ Nothing here knows Prefect: the same walk through the stages trains (under the f
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from flows.models import Models, signals_of_step, with_critic
 from flows.progress import current_listener
 from flows.retention import Retention
 from flows.run import Sources, find_sources, open_run
@@ -21,6 +23,7 @@ from tasks.demonstrations import demonstrations
 from tasks.generation import Selection, generation
 from tasks.policy import first_policy
 from tasks.prompts import prompts
+from tasks.signals import signals_of_estimator, signals_of_training
 from tasks.stage import Run
 from tasks.training import training
 from tasks.verification import verification
@@ -44,16 +47,15 @@ def walk(run: Run, experiment: Experiment, after_step: Callable[[int, Artifact],
     sources = find_sources(settings)
     policy, questions, tokenizer = prepare(run, settings, sources)
     evaluate_policy(run, settings, sources, policy, tokenizer, step=0)
-    optimizer = None
+    models = Models(policy, reference=policy)
     for step in range(1, experiment.steps + 1):
         settings = settings_at(experiment, run.takes, step)
         sources = find_sources(settings)
-        policy = train_step(run, settings, sources, policy, optimizer, questions, step)
-        optimizer = policy
+        models = train_step(run, settings, sources, models, questions, step)
         is_due = experiment.evaluate_every and step % experiment.evaluate_every == 0
         if is_due or step == experiment.steps:
-            evaluate_policy(run, settings, sources, policy, tokenizer, step=step)
-        after_step(step, policy)
+            evaluate_policy(run, settings, sources, models.policy, tokenizer, step=step)
+        after_step(step, models.policy)
 
 
 def prepare(run: Run, experiment: Experiment, sources: Sources) -> tuple[Artifact, Artifact, Artifact]:
@@ -87,19 +89,14 @@ def prepare(run: Run, experiment: Experiment, sources: Sources) -> tuple[Artifac
 
 
 def train_step(
-    run: Run,
-    experiment: Experiment,
-    sources: Sources,
-    policy: Artifact,
-    optimizer: Artifact | None,
-    questions: Artifact,
-    step: int,
-) -> Artifact:
-    """One iteration of the loop; returns the next policy."""
+    run: Run, experiment: Experiment, sources: Sources, models: Models, questions: Artifact, step: int
+) -> Models:
+    """One iteration of the loop; returns what the next one starts from."""
     place, asked = run.at(step), questions.part("prompts")
+    models = with_critic(run, experiment, models, step)
     sampled = generation(
         place,
-        policy=policy.part("checkpoint"),
+        policy=models.policy.part("checkpoint"),
         prompts=asked,
         selection=Selection(step=step, prompts_per_step=experiment.prompts_per_step, seed=experiment.seed),
         sampler=experiment.sampler,
@@ -114,18 +111,29 @@ def train_step(
         verifier=sources.verifier,
         verifier_version=get_verifier(sources.verifier).version,
     ).part("verdicts")
+    told = signals_of_step(place, experiment, models, asked, sampled)
     credited = credit(
-        place, rollouts=sampled, verdicts=judged, estimator=experiment.estimator, config=experiment.credit
-    ).part("advantages")
-    return training(
         place,
-        policy=policy.part("checkpoint"),
-        optimizer=optimizer.part("optimizer") if optimizer else None,
+        rollouts=sampled,
+        verdicts=judged,
+        signals=told if signals_of_estimator(experiment.estimator) else None,
+        estimator=experiment.estimator,
+        config=experiment.credit,
+    ).part("advantages")
+    trained = training(
+        place,
+        policy=models.policy.part("checkpoint"),
+        optimizer=models.optimizer.part("optimizer") if models.optimizer else None,
+        critic=models.critic.part("critic") if models.critic else None,
         prompts=asked,
         rollouts=sampled,
         advantages=credited,
+        signals=told if signals_of_training(experiment) else None,
         config=experiment.train,
+        critic_config=experiment.critic if models.critic else None,
+        is_critic_warmup=models.critic is not None and step <= experiment.critic.warmup_steps,
         temperature=experiment.sampler.temperature,
         max_tokens=experiment.sampler.max_tokens,
         seed=derive_seed(experiment.seed, "training", step),
     )
+    return replace(models, policy=trained, optimizer=trained, critic=trained if models.critic else None)

@@ -97,8 +97,9 @@ class RunListener(Listener):
     def _recredited(self, place: Place, stage: str, summary: Summary, outcome: str) -> None:
         if stage == "credit":
             self.say(
-                f"step {place.step:>3}  {place.label}: mean reward {summary['mean_reward']}, no signal "
-                f"{summary['groups_without_signal']}/{summary['groups']}" + ("  Cached" if outcome == "cached" else "")
+                f"step {place.step:>3}  {place.label}: mean reward {summary['mean_reward']}  {branches(summary)}  "
+                f"no signal {summary['groups_without_signal']}/{summary['groups']}"
+                + ("  Cached" if outcome == "cached" else "")
             )
 
     def _step_finished(self) -> None:
@@ -108,10 +109,13 @@ class RunListener(Listener):
             self.step_seconds.append(figures.seconds)
         self.rate = f"{figures.tokens / figures.seconds:,.0f} tokens/s" if figures.seconds else ""
         cost = "Cached" if figures.is_cached else f"{figures.seconds:.1f} s  {self.rate}  {self.left()}"
+        entropy = "-" if train["entropy"] is None else f"{train['entropy']:.3f}"
+        explained = train.get("explained_variance")
+        critic = "" if explained is None else f"explained variance {explained:.2f}  "
         self.say(
             f"step {figures.step:>3}/{self.experiment.steps}  accuracy {self.accuracy}  "
-            f"branch tokens {credit['branch_tokens']:.2f}  "
-            f"no signal {credit['groups_without_signal']}/{credit['groups']}  entropy {train['entropy']:.3f}  {cost}"
+            f"{branches(credit)}  "
+            f"no signal {credit['groups_without_signal']}/{credit['groups']}  entropy {entropy}  {critic}{cost}"
         )
 
     def left(self) -> str:
@@ -211,6 +215,12 @@ def watching(listener: RunListener) -> Iterator[None]:
 def current_listener(experiment: Experiment) -> RunListener:
     """The command's listener; a flow that a worker runs makes its own."""
     return _listener.get() or make_listener(experiment)
+
+
+def branches(credit: Summary) -> str:
+    """Branch tokens per completion, after how many tokens groups part, and the share of |advantage| that td moves."""
+    depth = "-" if credit["divergence"] is None else f"{credit['divergence']:.1f}"
+    return f"branch tokens {credit['branch_tokens']:.2f} from depth {depth}, td {credit['td_share']:.0%}"
 
 
 def _outcome(outcome: str, seconds: float) -> str:

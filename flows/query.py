@@ -132,9 +132,9 @@ def print_tables() -> None:
             print(f"    {column.name:<20} {kind:<12} {column.doc}")
     print("\nViews: runs, run_events, stage_runs, links, missing_files (from the commit log), token_credit (one row")
     print(
-        "per token), branch_statistics (one row per step), prompt_ledger (one row per epoch and prompt). DESCRIBE NAME"
+        "per token), branch_statistics (one row per step and estimator), prompt_ledger (one row per epoch and prompt)."
     )
-    print("shows their columns.")
+    print("DESCRIBE NAME shows their columns.")
     print("\nStored queries, answered by: tempo sql --query NAME --run RUN")
     for name, sentence in named_queries().items():
         print(f"    {name:<20} {sentence}")

@@ -1,4 +1,4 @@
-"""Flow `recredit`: another verifier or estimator over the stored rollouts of a run; no policy is loaded."""
+"""Flow `recredit`: another verifier or estimator over the stored rollouts of a run."""
 
 from pathlib import Path
 

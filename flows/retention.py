@@ -5,8 +5,8 @@ from storage.commit_log import read_events
 from tasks.experiment import KEEP_POLICIES
 from tasks.place import Run
 
-WEIGHTS = ("checkpoint", "optimizer")
-"""Parts of a training artifact that are dropped; its tables stay."""
+WEIGHTS = ("checkpoint", "optimizer", "critic")
+"""Parts of a training artifact that are dropped, as far as it has them; its tables stay."""
 
 
 class Retention:
@@ -39,7 +39,7 @@ class Retention:
         for earlier in [s for s in self.policies if not is_kept(self.kind, self.n, s, newest=step)]:
             artifact = self.policies.pop(earlier)
             if not artifact.dropped and artifact.key not in self.is_foreign:
-                self.run.store.drop_parts(artifact, WEIGHTS)
+                self.run.store.drop_parts(artifact, [name for name in WEIGHTS if name in artifact.manifest["parts"]])
 
 
 def is_kept(kind: str, n: int, step: int, *, newest: int) -> bool:

@@ -16,7 +16,6 @@ from storage.commit_log import read_events
 from storage.fingerprint import fingerprint
 from storage.lock import root_lock, run_lock
 from tasks.config import Experiment
-from tasks.core.advantage import ESTIMATORS
 from tasks.core.verifiers import get_verifier
 from tasks.datasets import DatasetSource, dataset_source, get_dataset
 from tasks.experiment import ConfigError, attempt_of
@@ -57,11 +56,6 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
 
     With `has_policy` the policy is stored already, and where it first came from is not asked.
     """
-    if experiment.estimator not in ESTIMATORS:
-        raise ConfigError(
-            f"estimator: {experiment.estimator!r} needs a learned critic, which this version does not have; expected "
-            f"one of {', '.join(ESTIMATORS)}: --set estimator=tempo"
-        )
     if not has_policy and experiment.steps and experiment.sampler.top_p < 1:
         raise ConfigError(
             f"sampler.top_p: expected 1 for training, got {experiment.sampler.top_p}: the sampler's log-probabilities "

@@ -11,12 +11,11 @@ A result is written to a staging folder, flushed to disk, and renamed: readers s
 was renamed by a process killed before it logged the commit is complete, and is found by its key at the next run.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage import dropping
 from storage.dropping import flush
-from storage.fingerprint import canonical, fingerprint
+from storage.fingerprint import canonical
 from storage.lock import folder_lock, hold_new_folder, remove_abandoned
-from storage.parquet import make_table, read_table, table_digest, write_table
+from storage.parquet import read_table
 from storage.schema import SCHEMA_VERSION
+from storage.staging import Staging as Staging
 
 MANIFEST = "manifest.json"
 
@@ -60,6 +61,10 @@ class Part:
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Rows of a table part."""
         return read_table(self.path, columns)
+
+    def open(self) -> pq.ParquetFile:
+        """A table part, to be read row group by row group."""
+        return pq.ParquetFile(self.path)
 
 
 @dataclass(frozen=True)
@@ -119,56 +124,6 @@ class Artifact:
             if not all(_has_size(f"{self.path}/{file}", facts["bytes"]) for file, facts in part["files"].items())
         }
         return not cut or cut <= self.dropped  # the marker is asked for only when files are missing
-
-
-class Staging:
-    """A folder in which a stage lays out its result before the commit."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.parts: dict[str, dict[str, Any]] = {}
-        self.tables: dict[str, pa.Table] = {}
-        """Rows of the tables added so far, for the contracts."""
-        self.summary: dict[str, Any] = {}
-
-    def add_table(self, name: str, columns: Mapping[str, Any]) -> pa.Table:
-        """Write one declared table; returns its rows in key order."""
-        rows = self.tables[name] = make_table(name, columns)
-        file = f"{name}.parquet"
-        write_table(self.path / file, name, rows)
-        self.parts[name] = {
-            "kind": "table",
-            "path": file,
-            "rows": rows.num_rows,
-            "digest": table_digest(name, rows),
-            "files": {file: _file_facts(self.path / file)},
-        }
-        return rows
-
-    def evidence(self, stage: str) -> Path:
-        """Where the folder goes when its contents break a contract: quarantine/<stage>-<key>-<random>."""
-        key, _, random = self.path.name.split("-")
-        return self.path.parent.parent.parent / "quarantine" / f"{stage}-{key}-{random}"
-
-    def set_aside(self, evidence: Path, facts: Mapping[str, Any]) -> None:
-        """Move the folder to `evidence`, with the facts in breach.json: it can no longer be committed."""
-        text = json.dumps(facts, indent=1, ensure_ascii=False)
-        (self.path / "breach.json").write_text(text, encoding="utf-8")
-        evidence.parent.mkdir(exist_ok=True)
-        shutil.move(self.path, evidence)  # artifacts may be a link to another disk
-
-    def add_folder(self, name: str, folder: Path) -> None:
-        """Register a folder already written below `path`; its digest covers every file's name and bytes."""
-        files = {
-            str(file.relative_to(self.path)): _file_facts(file) for file in sorted(folder.rglob("*")) if file.is_file()
-        }
-        inside = {str(Path(file).relative_to(folder.relative_to(self.path))): f["sha256"] for file, f in files.items()}
-        self.parts[name] = {
-            "kind": "folder",
-            "path": str(folder.relative_to(self.path)),
-            "digest": fingerprint(inside),
-            "files": files,
-        }
 
 
 class Store:
@@ -272,11 +227,6 @@ class Store:
         if is_first:
             flush(self.artifacts)
         return Artifact(stage, key, target)
-
-
-def _file_facts(file: Path) -> dict[str, Any]:
-    with file.open("rb") as handle:
-        return {"sha256": hashlib.file_digest(handle, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
 def _has_size(file: str, size: int) -> bool:

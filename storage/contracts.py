@@ -1,9 +1,9 @@
 """Data contracts: what must hold of a new artifact, as SQL over its tables before it is committed.
 
 A contract is one file of queries/contracts that returns the rows that break it; empty means that it holds. Its head
-says what must hold, why, and what to do. A stage's tables are seen as they lie in memory, its inputs as they lie in
-their Parquet files, under the names of its arguments, and limits as prepared parameters; a contract whose limit was
-not given is left out.
+says what must hold, why, and what to do. A stage's tables are seen as they lie in memory (in their files, if they were
+written in chunks), its inputs as they lie in their Parquet files, under the names of its arguments, and limits as
+prepared parameters; a contract whose limit was not given is left out.
 """
 
 import functools
@@ -38,6 +38,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
         "td_telescopes",
         "node_values_add_up",
     ),
+    "signals": ("signals_fit_tokens",),
     "warm_start": ("updates_are_finite",),
     "training": ("updates_are_finite", "sampler_and_trainer_agree", "group_is_trained_once"),
     "evaluation": ("score_counts_every_completion",),
@@ -86,8 +87,9 @@ def check_contracts(
     if not applied:
         return
     seen = set(re.findall(r"\w+", " ".join(each.sql for each in applied)))
-    staged = {name: rows for name, rows in staging.tables.items() if name in seen}
+    staged = {name: rows for name, rows in staging.tables.items() if name in seen and not isinstance(rows, Path)}
     read = {name: part.path for name, part in inputs.items() if name in seen and name not in staged}
+    read |= {name: file for name, file in staging.tables.items() if name in seen and isinstance(file, Path)}
     # Signals are raised in the main thread. In DuckDB, which calls Python for rows, they would end as an error of its
     # own, and a run that was told to stop would be one that failed.
     with _LOCK, ThreadPoolExecutor(1) as elsewhere:

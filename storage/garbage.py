@@ -18,6 +18,7 @@ from typing import Any
 
 from storage.artifact import Store
 from storage.commit_log import append_event, current_attempts, read_events
+from storage.evidence import FOLDER as EVIDENCE
 from storage.lock import held_runs, remove_abandoned, root_lock
 
 ORPHAN_SECONDS = 3600
@@ -109,6 +110,8 @@ def _find(root: Path, forget: tuple[str, ...]) -> Report:
         garbage.append(Garbage(path, why, _size(path)))
     for path in sorted((root / "quarantine").glob("*")):
         garbage.append(Garbage(path, "set aside: damaged, or in breach of a contract", _size(path)))
+    for path in sorted((root / EVIDENCE).glob("*")):
+        garbage.append(Garbage(path, "evidence of updates that were refused", _size(path)))
     return Report(tuple(garbage), num_kept, forget, is_deleted=False)
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from storage.artifact import MANIFEST, Artifact, Store
 from storage.commit_log import current_attempts, num_torn_lines, read_events
+from storage.digest import DIGEST_VERSION, table_digest
 from storage.dropping import MARKER
 from storage.fingerprint import fingerprint
 from storage.lock import remove_abandoned, root_lock
-from storage.parquet import read_table, table_digest
+from storage.parquet import read_table
 from storage.schema import TABLES
 
 SWEEP = "run any command that writes, or tempo fsck --repair: it is swept"
@@ -140,8 +141,8 @@ def _check_files(
 
 
 def _digest_of_table(file: Path, name: str, schema_version: int) -> str | None:
-    """Digest of the rows; None for a file of an older schema, whose digest was of fewer columns."""
-    if any(column.since > schema_version for column in TABLES[name].columns):
+    """Digest of the rows; None for a file of an older schema, whose digest was of fewer columns, or made otherwise."""
+    if schema_version < DIGEST_VERSION or any(column.since > schema_version for column in TABLES[name].columns):
         return None
     try:
         return table_digest(name, read_table(file))

@@ -5,54 +5,12 @@ Keys that say where a row belongs (run, step, purpose) are not stored in the fil
 so the catalogue attaches them from the commit log (see catalog.py).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from storage.table import FLAG, FLAGS, FLOAT64, FLOATS, INT32, INT64, TEXT, TOKENS, Column, Table
+from storage.table import column as _c
 
-import pyarrow as pa
+__all__ = ["FLAGS", "FLOATS", "LINK_COLUMNS", "SCHEMA_VERSION", "TABLES", "TOKENS", "Column", "Table"]
 
 SCHEMA_VERSION = 3
-
-TEXT, FLAG = pa.string(), pa.bool_()
-INT32, INT64, FLOAT32, FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
-TOKENS = pa.list_(pa.field("element", INT32, nullable=False))
-FLOATS = pa.list_(pa.field("element", FLOAT32, nullable=False))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One column. `is_measurement` marks wall-clock figures and places: stored, but no part of the content digest."""
-
-    name: str
-    type: pa.DataType
-    doc: str
-    nullable: bool = False
-    is_measurement: bool = False
-    since: int = 1
-    """Schema version that brought the column."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """One table: what a row is, the columns that identify a row (also the order on disk), and all columns."""
-
-    name: str
-    row: str
-    key: tuple[str, ...]
-    columns: tuple[Column, ...]
-    since: int = 1
-    """Schema version that brought the table."""
-
-    @property
-    def arrow_schema(self) -> pa.Schema:
-        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
-
-    def column(self, name: str) -> Column:
-        return next(column for column in self.columns if column.name == name)
-
-
-def _c(name: str, type: pa.DataType, doc: str, **switches: Any) -> Column:
-    return Column(name=name, type=type, doc=doc, **switches)
-
 
 LINK_COLUMNS = (
     _c("run", TEXT, "The run that made or used the row (the experiment's `run` key)."),
@@ -130,6 +88,7 @@ ROLLOUTS = Table(
         _c("top_p", FLOAT64, "Smallest set of tokens with at least this mass is kept; 1 keeps all."),
         _c("max_tokens", INT32, "Most tokens a completion may have."),
         _c("epoch", INT32, "Epoch of the prompt's draw, from 0; NULL in an evaluation.", nullable=True, since=2),
+        _c("loss_mask", FLAGS, "[T] tokens that are trained on; NULL: all of them.", nullable=True, since=3),
     ),
 )
 
@@ -180,9 +139,15 @@ ADVANTAGES = Table(
         _c("base_advantage", FLOAT64, "Advantage that every token of the completion shares."),
         _c("td_weight", FLOAT64, "Advantage of a token = base_advantage + td_weight * td of the token."),
         _c("td_positions", TOKENS, "Positions (from 0) of the branch tokens whose td is not 0."),
-        _c("td_values", FLOATS, "td there: V(s_{t+1}) - V(s_t), in units of reward."),
+        _c("td_values", FLOATS, "td there: V(s_{t+1}) - V(s_t), in units of reward; tempo_loo's own for tempo_loo."),
         _c("leaf_node", INT32, "prefix_nodes.node at which the completion ends."),
         _c("token_advantages", FLOATS, "[T] only for estimators that are dense; else NULL.", nullable=True),
+        _c("token_returns", FLOATS, "[T] the critic's targets (ppo): advantage + value.", nullable=True, since=3),
+        _c(
+            "num_trained_tokens", INT32, "Tokens that are trained on: T, or those of loss_mask.", nullable=True, since=3
+        ),
+        _c("num_branch_tokens", INT32, "Tokens at which fewer completions go on than before.", nullable=True, since=3),
+        _c("divergence", INT32, "Tokens before the group's first branch token; NULL: none.", nullable=True, since=3),
     ),
 )
 
@@ -192,7 +157,7 @@ UPDATES = Table(
     key=("update",),
     columns=(
         _c("update", INT32, "Number of the update within its stage, from 0."),
-        _c("phase", TEXT, "'warm_start' or 'training'."),
+        _c("phase", TEXT, "'warm_start', 'critic_warmup' (only the critic learns) or 'training'."),
         _c("loss", FLOAT64, "Loss that was differentiated."),
         _c("grad_norm", FLOAT64, "Euclidean norm of the gradient before clipping."),
         _c("learning_rate", FLOAT64, "Learning rate of this update."),
@@ -211,7 +176,26 @@ UPDATES = Table(
         _c("ratio_p50", FLOAT64, "Median importance ratio.", nullable=True),
         _c("ratio_p95", FLOAT64, "95 % quantile of the importance ratio.", nullable=True),
         _c("ratio_max", FLOAT64, "Largest importance ratio.", nullable=True),
+        _c("value_loss", FLOAT64, "The critic's clipped value loss; NULL without a critic.", nullable=True, since=3),
+        _c("value_clip_fraction", FLOAT64, "Share of tokens whose value was clipped.", nullable=True, since=3),
+        _c("explained_variance", FLOAT64, "1 - Var(return - value) / Var(return).", nullable=True, since=3),
+        _c("critic_grad_norm", FLOAT64, "Norm of the critic's gradient before clipping.", nullable=True, since=3),
         _c("seconds", FLOAT64, "Time of the update, in seconds.", is_measurement=True),
+    ),
+)
+
+SIGNALS = Table(
+    name="signals",
+    row="one completion with what models say of its tokens; a signal that nothing asked for is NULL",
+    key=("rollout_id",),
+    since=3,
+    columns=(
+        ROLLOUT_ID,
+        GROUP_ID,
+        _c("trainer_logprobs", FLOATS, "[T] log-probability under the trainer's own engine.", nullable=True),
+        _c("entropies", FLOATS, "[T] entropy of the distribution that drew the token, in nats.", nullable=True),
+        _c("reference_logprobs", FLOATS, "[T] log-probability under the reference policy.", nullable=True),
+        _c("values", FLOATS, "[T] V(s_t): the critic's value before the token, in units of reward.", nullable=True),
     ),
 )
 
@@ -233,7 +217,7 @@ POLICIES = Table(
     key=("policy",),
     columns=(
         _c("policy", TEXT, "First 16 digits of the fingerprint."),
-        _c("parent", TEXT, "Policy it was trained from; NULL for a first one.", nullable=True),
+        _c("parent", TEXT, "Policy it was trained from (itself if only the critic learned); or NULL.", nullable=True),
         _c("fingerprint", TEXT, "Digest of weights, model configuration and tokenizer."),
         _c("origin", TEXT, "Stage that made it."),
         _c("num_parameters", INT64, "Trainable parameters."),
@@ -288,7 +272,7 @@ VOCABULARY = Table(
 TABLES = {
     table.name: table
     for table in (
-        PROMPTS, DROPPED_PROMPTS, SHARED_PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, ADVANTAGES,
+        PROMPTS, DROPPED_PROMPTS, SHARED_PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, SIGNALS, ADVANTAGES,
         UPDATES, UPDATE_GROUPS, POLICIES, SCORES, DEMONSTRATIONS, VOCABULARY,
     )
 }  # fmt: skip

@@ -110,7 +110,8 @@ class Call:
                 progress=lambda done, total: run.listener.stage_progress(self.place, self.stage, done, total),
             )
             staging.summary = canonical(self.compute(context, **self.identity))
-            numbers = {name: value for name, value in self.identity.items() if isinstance(value, int | float)}
+            known = self.identity | self.config.get("config", {})
+            numbers = {name: value for name, value in known.items() if isinstance(value, int | float)}
             check_contracts(self.stage, staging, self.inputs, {**run.limits, **numbers})
             yield staging
 

@@ -41,7 +41,8 @@ PositiveFloat = Annotated[float, Bounds(above=0)]
 Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
 Share = Annotated[float, Bounds(above=0, at_most=1)]
 
-Estimator = Literal["tempo", "grpo", "dr_grpo", "rloo", "ppo"]
+Estimator = Literal["tempo", "tempo_loo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "hepo", "prm_weighted", "ppo"]
+"""Names of tasks.core.estimators.ESTIMATORS, written out for the type checker; a test keeps them equal."""
 Normalization = Literal["token_mean", "sequence_mean", "prompt_mean", "constant"]
 
 
@@ -105,12 +106,52 @@ class WarmStartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CreditConfig:
-    """Switches of the advantage estimators (algorithm: tasks/core/advantage.py)."""
+    """Switches of the advantage estimators (formulas: tasks/core/estimators.py)."""
 
     epsilon: PositiveFloat = 1e-6
-    """Added to the standard deviation."""
+    """Added to each standard deviation before a division. The TEMPO authors': 1e-6."""
     normalize: bool = True
     """Divide by the group's standard deviation; false is Dr.GRPO's choice."""
+    td_scale: NonNegative = 1.0
+    """Factor of tempo's td term. The paper: 1."""
+    td_clip: NonNegative = 0.0
+    """tempo's td is clipped to +- this, in units of reward and before the scale; 0 clips nothing. The paper: 0."""
+    min_support: Positive = 1
+    """tempo's td counts only where at least so many completions share the prefix with the token. The paper: 1."""
+    td_normalization: Literal["reward", "td"] = "reward"
+    """What tempo divides td by: the std of the group's rewards (the paper), or of its td at the branch tokens."""
+    hepo_fraction: Share = 0.2
+    """Share of the step's tokens that hepo credits: those of the highest entropy. Its paper (arXiv 2506.01939): 0.2."""
+    gae_lambda: Fraction = 1.0
+    """ppo's lambda (arXiv 1506.02438): 1 is reward minus value, 0 the one-step difference. The paper's ppo, verl: 1."""
+    gae_gamma: Fraction = 1.0
+    """ppo's discount. The paper: 1."""
+    whiten: bool = True
+    """ppo and reinforce_pp: subtract the mean and divide by the std of the step's token advantages, as verl does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """The learned critic of estimators that need values (ppo): what it is and how it learns (tasks/engines/critic.py).
+
+    The optimiser is AdamW with train.beta1 and train.beta2; each mini-batch of the policy is one of the critic.
+    """
+
+    backbone: Literal["own", "shared"] = "own"
+    """own: a copy of the first policy with a value head, and an optimiser of its own (verl, TRL); shared: a value head
+    on the policy itself, whose gradient then is that of policy loss + value_coefficient * value loss (PPO2)."""
+    learning_rate: PositiveFloat = 1e-5
+    """Constant learning rate of the critic; with a shared backbone that of the head. verl's critic.optim.lr: 1e-5."""
+    value_clip: PositiveFloat = 0.5
+    """A value may move this far, in units of reward, from the stored one before its loss is clipped. verl: 0.5."""
+    value_coefficient: PositiveFloat = 0.5
+    """Weight of the value loss in a shared backbone's loss; own ignores it. PPO2 (OpenAI baselines): 0.5."""
+    warmup_steps: Count = 0
+    """First steps in which only the critic learns and the policy stays as it is. verl's critic_warmup: 0."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The critic's gradient is scaled down to this norm. verl's critic.grad_clip: 1.0."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's decoupled weight decay of the critic. verl: 0.01."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +286,8 @@ class Experiment:
     """Supervised start."""
     credit: CreditConfig = CreditConfig()
     """Advantages."""
+    critic: CriticConfig = CriticConfig()
+    """The learned critic, for estimators that need one."""
     train: TrainConfig = TrainConfig()
     """Updates."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from storage.artifact import Part
 from storage.parquet import flat_list, list_array
-from storage.schema import FLOATS, TOKENS
+from storage.schema import FLAGS, FLOATS, TOKENS
 from tasks.config import SamplerConfig
 from tasks.core.epoch import epochs_of_step, prompts_of_step
 from tasks.core.seeds import derive_seed
@@ -40,7 +41,7 @@ class Selection:
         return list(epochs_of_step(num_prompts, self.prompts_per_step, self.step).tolist())
 
 
-@stage("generation", version=2)
+@stage("generation", version=3)
 def generation(
     context: Context,
     *,
@@ -107,6 +108,7 @@ def _sampled_columns(samples: "Samples") -> dict[str, Any]:
     return {
         "token_ids": list_array(samples.token_ids_N, samples.offsets, TOKENS),
         "sampler_logprobs": list_array(samples.sampler_logprobs_N, samples.offsets, FLOATS),
+        "loss_mask": pa.nulls(len(samples.offsets) - 1, FLAGS),
         "finish_reason": np.where(samples.is_truncated_R, "length", "stop").tolist(),
     }
 

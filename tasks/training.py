@@ -10,81 +10,94 @@ import pyarrow.compute as pc
 from storage.artifact import Part
 from storage.parquet import flat_list
 from storage.schema import UPDATES
-from tasks.config import TrainConfig
+from tasks.completions import prompt_tokens, ragged
+from tasks.config import CriticConfig, TrainConfig
 from tasks.core.advantage import dense_advantages
-from tasks.core.schedule import learning_rate_factor
+from tasks.learners import Learners
 from tasks.policy import add_policy
+from tasks.refused import refused
 from tasks.stage import Context, Summary, stage
 
 if TYPE_CHECKING:
     from tasks.core.objective import Objective
+    from tasks.engines.batch import Batch
 
 
-@stage("training", version=3)
+@stage("training", version=4)
 def training(
     context: Context,
     *,
     policy: Part,
     optimizer: Part | None,
+    critic: Part | None,
     prompts: Part,
     rollouts: Part,
     advantages: Part,
+    signals: Part | None,
     config: TrainConfig,
+    critic_config: CriticConfig | None,
+    is_critic_warmup: bool,
     temperature: float,
     max_tokens: int,
     seed: int,
 ) -> Summary:
-    """Split the step's groups into updates_per_step mini-batches (whole groups, seeded order) and update on each."""
+    """Split the step's groups into updates_per_step mini-batches (whole groups, seeded order) and update on each.
+
+    A critic is updated on the same mini-batches, and alone on them while `is_critic_warmup`.
+    """
     import torch
 
-    from tasks.engines import optimizer as optimizers
     from tasks.engines import policy as engine
-    from tasks.engines import trainer
 
     trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.forget_policy()
     engine.configure_cpu(context.threads, trained.num_parameters)
-    batch = _batch(prompts, rollouts, credited := advantages.read())
-    adam, names = optimizers.make_optimizer(
-        trained.model,
-        **{name: getattr(config, name) for name in ("learning_rate", "weight_decay", "decays")},
-        betas=(config.beta1, config.beta2),
-    )
+    credited = advantages.read()
+    batch = _batch(prompts, rollouts, credited, signals)
     torch.manual_seed(seed)
+    learners = Learners(trained, critic, config, critic_config, _objective(config, temperature, max_tokens))
     if optimizer is not None:
-        optimizers.load_optimizer(adam, names, optimizer.path)
-    rows = []
+        learners.load(optimizer.path)
+    rollout_ids = credited.column("rollout_id").to_numpy()
+    rows: list[dict[str, Any]] = []
     mini_batches = _mini_batches(batch.group_index_R, config.updates_per_step, seed)
-    passes = {name: getattr(config, name) for name in ("micro_batch_tokens", "max_grad_norm", "layout", "precision")}
     for indices in mini_batches:
-        optimizers.set_learning_rate(adam, learning_rate(config, optimizers.updates_done(adam)))
-        taken, objective = batch.take(indices), _objective(config, temperature, max_tokens)
-        rows.append(trainer.policy_update(trained, adam, taken, objective, **passes))
+        rows.append(_update(context, learners, batch, rollout_ids, indices, is_critic_warmup, len(rows)))
         context.progress(len(rows), len(mini_batches))
     trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
-    optimizers.save_optimizer(adam, names, context.staging.path / "optimizer")
-    context.staging.add_folder("optimizer", context.staging.path / "optimizer")
-    context.staging.add_table("updates", update_columns(rows, "training"))
+    learners.save(context)
+    context.staging.add_table("updates", update_columns(rows, "critic_warmup" if is_critic_warmup else "training"))
     context.staging.add_table("update_groups", _update_groups(credited.column("group_id").to_numpy(), mini_batches))
     engine.keep_policy(trained)
     return _summary(rows)
 
 
+def _update(
+    context: Context,
+    learners: Learners,
+    batch: "Batch",
+    rollout_ids: np.ndarray,
+    indices: np.ndarray,
+    is_critic_warmup: bool,
+    update: int,
+) -> dict[str, Any]:
+    """One update on the mini-batch `indices`, which is kept as evidence when it is refused."""
+    taken = batch.take(indices)
+    try:
+        return learners.update(taken, is_critic_warmup)
+    except FloatingPointError as error:
+        ids = rollout_ids[indices].tolist()
+        raise refused(context, error, learners.policy, taken, ids, learners.objective, update) from None
+
+
 def _summary(rows: list[dict[str, Any]]) -> Summary:
-    """Figures of the last update, and the tokens of all."""
-    return {
-        "loss": round(rows[-1]["loss"], 6),
-        "grad_norm": round(rows[-1]["grad_norm"], 4),
-        "entropy": round(rows[-1]["entropy"], 4),
-        "tokens": sum(row["num_tokens"] for row in rows),
-    }
-
-
-def learning_rate(config: TrainConfig, update: int) -> float:
-    """Of an update of the run, counted from 0."""
-    return config.learning_rate * learning_rate_factor(
-        config.schedule, update, warmup_updates=config.warmup_updates, total_updates=config.schedule_updates
-    )
+    """Figures of the last update (the explained variance: of all), and the tokens of all; None where there is none."""
+    digits = {"loss": 6, "grad_norm": 4, "entropy": 4, "value_loss": 6}
+    last = {name: rows[-1].get(name) for name in digits}
+    figures = {name: round(value, digits[name]) if value is not None else None for name, value in last.items()}
+    explained = [row["explained_variance"] for row in rows if "explained_variance" in row]
+    figures["explained_variance"] = round(sum(explained) / len(explained), 4) if explained else None
+    return figures | {"tokens": sum(row["num_tokens"] for row in rows)}
 
 
 def _objective(config: TrainConfig, temperature: float, max_tokens: int) -> "Objective":
@@ -112,11 +125,11 @@ def _update_groups(group_id_R: np.ndarray, mini_batches: list[np.ndarray]) -> di
     }
 
 
-def _batch(prompts: Part, rollouts: Part, credited: pa.Table) -> Any:
+def _batch(prompts: Part, rollouts: Part, credited: pa.Table, signals: Part | None) -> "Batch":
     """The step's credited completions with their prompts, sampler log-probabilities and dense advantages."""
     from tasks.engines.batch import Batch
 
-    sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs"])
+    sampled = rollouts.read(["rollout_id", "prompt_id", "token_ids", "sampler_logprobs", "loss_mask"])
     num_sampled = sampled.num_rows
     if num_sampled != credited.num_rows:  # completions without a reward were left out of the advantages
         sampled = sampled.filter(pc.is_in(sampled.column("rollout_id"), credited.column("rollout_id")))
@@ -127,19 +140,38 @@ def _batch(prompts: Part, rollouts: Part, credited: pa.Table) -> Any:
             "failed on every one of them (verdicts.status says how), so there is nothing to train on. Mend the "
             "verifier, raise its version, and run the same command again"
         )
-    token_ids_N, offsets = flat_list(sampled.column("token_ids"))
-    logprobs_N, _ = flat_list(sampled.column("sampler_logprobs"))
-    asked = prompts.read(["prompt_id", "prompt_token_ids"])
-    values, prompt_offsets = flat_list(asked.column("prompt_token_ids"))
-    rows = dict(zip(asked.column("prompt_id").to_pylist(), np.split(values, prompt_offsets[1:-1]), strict=True))
+    _, offsets = flat_list(sampled.column("token_ids"))
     _, group_index_R = np.unique(credited.column("group_id").to_numpy(), return_inverse=True)
+    returns = credited.column("token_returns")
     return Batch(
-        prompts=[rows[prompt_id] for prompt_id in sampled.column("prompt_id").to_pylist()],
-        completions=np.split(token_ids_N, offsets[1:-1]),
+        prompts=prompt_tokens(prompts, sampled),
+        completions=ragged(sampled, "token_ids"),
         group_index_R=group_index_R.astype(np.int64),
-        sampler_logprobs=np.split(logprobs_N, offsets[1:-1]),
+        sampler_logprobs=ragged(sampled, "sampler_logprobs"),
         advantages=np.split(token_advantages(credited, offsets), offsets[1:-1]),
+        returns=ragged(credited, "token_returns") if returns.null_count == 0 else None,
+        loss_mask=_loss_mask(sampled, offsets),
+        **(_signals(signals, credited) if signals is not None else {}),
     )
+
+
+def _signals(signals: Part, credited: pa.Table) -> dict[str, Any]:
+    """Those signals of the credited completions that updates use, as far as they were asked for."""
+    rows = signals.read(["rollout_id", "trainer_logprobs", "reference_logprobs", "values"])
+    rows = rows.filter(pc.is_in(rows.column("rollout_id"), credited.column("rollout_id")))
+    return {name: ragged(rows, name) for name in rows.column_names[1:] if rows.column(name).null_count == 0}
+
+
+def _loss_mask(sampled: pa.Table, offsets: np.ndarray) -> list[np.ndarray] | None:
+    """Which tokens are trained on; None: all of them. A completion without a mask is trained on as a whole."""
+    column = sampled.column("loss_mask")
+    if column.null_count == len(column):
+        return None
+    lengths = np.diff(offsets)
+    return [
+        np.array(mask, bool) if mask is not None else np.ones(lengths[i], bool)
+        for i, mask in enumerate(column.to_pylist())
+    ]
 
 
 def token_advantages(credited: pa.Table, offsets: np.ndarray) -> np.ndarray:

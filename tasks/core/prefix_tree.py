@@ -13,13 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
-Float64 = NDArray[np.float64]
-Bool = NDArray[np.bool_]
+from tasks.core.ragged import Bool, Float64, Int32, Int64, check_layout
 
 # tests/benchmarks/credit.py --chunks: 5.2 ns per token at 2,048 (calls into numpy), 3.0 at 16,384, no better above.
 COMPLETIONS_PER_CHUNK = 16_384
@@ -113,51 +109,20 @@ def node_values(tree: PrefixTree, rewards_R: Float64) -> Float64:
     return value_M
 
 
+def edge_ranges(tree: PrefixTree) -> tuple[Int64, Int64]:
+    """Where every node's edge begins in `token_ids_N`, and its length: int64 [M] each; a root's edge is empty."""
+    parent_depth_M = np.where(tree.node_parent_M < 0, 0, tree.node_depth_M[tree.node_parent_M])
+    return tree.offsets[tree.node_first_rollout_M] + parent_depth_M, (tree.node_depth_M - parent_depth_M).astype(
+        np.int64
+    )
+
+
 def edge_token_ids(tree: PrefixTree, token_ids_N: Int32) -> tuple[Int32, Int64]:
     """The tokens of every node's edge as a list array: flat int32 and offsets int64 [M+1]; a root's edge is empty."""
-    parent_depth_M = np.where(tree.node_parent_M < 0, 0, tree.node_depth_M[tree.node_parent_M])
-    edge_offsets = np.append(0, np.cumsum(tree.node_depth_M - parent_depth_M, dtype=np.int64))
-    shift_M = tree.offsets[tree.node_first_rollout_M] + parent_depth_M - edge_offsets[:-1]
-    return token_ids_N[np.arange(edge_offsets[-1]) + np.repeat(shift_M, np.diff(edge_offsets))], edge_offsets
-
-
-def check_layout(token_ids_N: Int32, offsets: Int64, group_offsets: Int64) -> tuple[Int32, Int64, Int64]:
-    """The three buffers as int32, int64, int64; ValueError where they contradict each other."""
-    token_ids_N = np.asarray(token_ids_N)
-    if token_ids_N.dtype != np.int32 or token_ids_N.ndim != 1:
-        raise ValueError(
-            f"token_ids_N: expected a flat int32 array, got {token_ids_N.dtype} of shape {token_ids_N.shape}; "
-            "token ids are stored as int32: cast with .astype(np.int32)"
-        )
-    offsets, group_offsets = _check_offsets("offsets", offsets), _check_offsets("group_offsets", group_offsets)
-    if offsets[0] < 0 or offsets[-1] > token_ids_N.size:
-        raise ValueError(
-            f"offsets: expected them inside token_ids_N, [0, {token_ids_N.size}], got [{offsets[0]}, {offsets[-1]}]; "
-            "offsets count tokens of this very buffer: pass the values they came with"
-        )
-    if group_offsets[0] != 0 or group_offsets[-1] != offsets.size - 1:
-        raise ValueError(
-            f"group_offsets: expected 0 to {offsets.size - 1}, got {group_offsets[0]} to {group_offsets[-1]}; they "
-            "count completions, each in one group: subtract group_offsets[0], or pass the missing completions too"
-        )
-    return token_ids_N, offsets, group_offsets
-
-
-def _check_offsets(name: str, offsets: Int64) -> Int64:
-    array = np.asarray(offsets)
-    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{name}: expected a flat integer array of one entry or more, got {array.dtype} of shape {array.shape}; "
-            "n lists have n + 1 offsets: for no lists pass np.array([0])"
-        )
-    array = array.astype(np.int64, copy=False)
-    falls = np.flatnonzero(array[1:] < array[:-1]) + 1
-    if falls.size:
-        raise ValueError(
-            f"{name}: expected offsets that never fall, got {array[falls[0] - 1]} then {array[falls[0]]} at index "
-            f"{falls[0]}; a list cannot have a negative length: build them with np.cumsum of the lengths"
-        )
-    return array
+    begin_M, length_M = edge_ranges(tree)
+    edge_offsets = np.append(0, np.cumsum(length_M))
+    shift_M = begin_M - edge_offsets[:-1]
+    return token_ids_N[np.arange(edge_offsets[-1]) + np.repeat(shift_M, length_M)], edge_offsets
 
 
 class _Nodes:
@@ -165,7 +130,7 @@ class _Nodes:
 
     def __init__(self, token_ids_N: Int32, offsets: Int64, group_offsets: Int64) -> None:
         padding = _LAST_WIDTH if token_ids_N.size < _LAST_WIDTH else 0  # room for one block
-        self.token_ids_N = np.pad(token_ids_N, (0, padding)) if padding else token_ids_N
+        self.token_ids_N = np.ascontiguousarray(np.pad(token_ids_N, (0, padding)) if padding else token_ids_N)
         self.begin_R, self.length_R = offsets[:-1], np.diff(offsets)
         self.group = np.flatnonzero(np.diff(group_offsets))
         self.num = self.num_roots = self.group.size
@@ -293,7 +258,11 @@ def _common_length(token_ids_N: Int32, left: Int64, right: Int64, limit: Int64) 
 def _rows(token_ids_N: Int32, begin: Int64, width: int) -> Int32:
     """token_ids_N[begin : begin + width] for each begin; past the buffer's end the last token repeats (never used)."""
     last = token_ids_N.size - width
+    # every run of `width` tokens as a row: rows copy faster than elements, and sliding_window_view costs 30 us a call
+    runs: Int32 = np.ndarray((last + 1, width), np.int32, token_ids_N.data, strides=(4, 4))
     late = np.flatnonzero(begin > last)
-    rows: Int32 = sliding_window_view(token_ids_N, width)[np.minimum(begin, last)]  # rows copy faster than elements
+    rows: Int32 = runs[np.minimum(begin, last) if late.size else begin]
+    if not late.size:
+        return rows
     rows[late] = token_ids_N.take(begin[late, None] + np.arange(width), mode="clip")
     return rows

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 Names = dict[torch.nn.Parameter, str]
+FILE = "optimizer.safetensors"
+"""The policy's state in a folder of optimisers."""
 
 
 class NonFiniteUpdate(FloatingPointError):
@@ -64,7 +66,7 @@ def checked_step(
     return norm
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path) -> None:
+def save_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path, file: str = FILE) -> None:
     """Write AdamW's moments by parameter name, and torch's random state, as one safetensors file."""
     tensors = {
         f"{names[parameter]}:{key}": value.detach().cpu().contiguous()
@@ -72,13 +74,13 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path)
         for key, value in state.items()
     }
     tensors["rng_state"] = torch.get_rng_state()
-    folder.mkdir()
-    save_file(tensors, folder / "optimizer.safetensors")
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / file)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, names: Names, folder: Path, file: str = FILE) -> None:
     """Restore what `save_optimizer` wrote; the optimiser then continues to the bit on the same machine."""
-    tensors = load_file(folder / "optimizer.safetensors")
+    tensors = load_file(folder / file)
     torch.set_rng_state(tensors.pop("rng_state"))
     for parameter, name in names.items():
         if f"{name}:step" not in tensors:

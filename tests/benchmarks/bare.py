@@ -1,10 +1,13 @@
 """The quickstart's computation with neither artifacts nor Prefect: tables, weights and optimiser stay in memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from flows.loop import walk
 from storage.artifact import Artifact, Part, Store
@@ -38,6 +41,12 @@ class Memory(Part):
         assert self.table is not None
         return self.table.select(columns) if columns is not None else self.table
 
+    def open(self) -> pq.ParquetFile:
+        """A stage that reads row groups gets them from memory: writing them is a cost that only this run has."""
+        buffer = pa.BufferOutputStream()
+        pq.write_table(self.table, buffer, compression="none", use_dictionary=False)
+        return pq.ParquetFile(pa.BufferReader(buffer.getvalue()))
+
 
 class InMemory(Artifact):
     def part(self, name: str) -> Part:
@@ -46,6 +55,16 @@ class InMemory(Artifact):
 
 PARTS: dict[tuple[str, str], pa.Table] = {}
 _optimizers: dict[str, Any] = {}
+
+
+class MemoryWriter:
+    """What a stage needs of a table that is written in chunks."""
+
+    def __init__(self) -> None:
+        self.chunks: list[dict[str, Any]] = []
+
+    def add(self, columns: dict[str, Any]) -> None:
+        self.chunks.append(columns)
 
 
 class MemoryStaging:
@@ -60,6 +79,12 @@ class MemoryStaging:
         rows = make_table(name, columns)  # rows in key order, as the next stage expects them
         PARTS[self.key, name] = rows
         return rows
+
+    @contextmanager
+    def open_table(self, name: str) -> Iterator["MemoryWriter"]:
+        writer = MemoryWriter()
+        yield writer
+        PARTS[self.key, name] = pa.concat_tables([make_table(name, columns) for columns in writer.chunks])
 
     def add_folder(self, name: str, folder: Path) -> None:
         self.parts[name] = {"digest": f"{self.key}/{name}"}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flows.recrediting import recredit_run
 from storage.artifact import Artifact, Part, Store
 from storage.catalog import open_catalog
 from storage.contracts import CONTRACTS, FOLDER, ContractBreach, check_contracts, contract
@@ -18,7 +19,14 @@ from storage.schema import TABLES
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
-LIMITS = {"max_null_verdicts": 0.1, "max_mismatch": 0.2, "allow_benchmark_prompts": False, "num_samples": 4}
+LIMITS = {
+    "max_null_verdicts": 0.1,
+    "max_mismatch": 0.2,
+    "allow_benchmark_prompts": False,
+    "num_samples": 4,
+    "td_clip": 0.0,
+    "min_support": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +46,10 @@ class Step:
 
     def __init__(self, data: Path, stage: str) -> None:
         where = "step = (SELECT max(step) FROM stage_runs) AND purpose = 'train'"
-        where = {"evaluation": "label = 'arithmetic sampled'", "separation": "true", "prompts": "true"}.get(
-            stage, where
-        )
+        if stage == "signals":  # this run's training needs none, its credit with hepo does
+            recredit_run("quickstart", "hepo", None, data, uses_prefect=False)
+        others = dict.fromkeys(("separation", "prompts", "signals"), "true")
+        where = (others | {"evaluation": "label = 'arithmetic sampled'"}).get(stage, where)
         answer = open_catalog(data).execute(
             f"SELECT key, inputs FROM stage_runs WHERE stage = '{stage}' AND {where} ORDER BY line LIMIT 1"
         )
@@ -90,6 +99,14 @@ def a_logprob(value: float) -> Callable[[Rows], None]:
     return change
 
 
+def a_signal(name: str, value: float) -> Callable[[Rows], None]:
+    def change(rows: Rows) -> None:
+        row = first(rows["signals"])
+        row[name] = [value] * len(row["entropies"])
+
+    return change
+
+
 def lose(table: str) -> Callable[[Rows], None]:
     def change(rows: Rows) -> None:
         rows[table].pop()
@@ -133,6 +150,10 @@ BROKEN = [
     ("verification", "reward_fits_status", put("verdicts", status="timeout", reward=0.0)),
     ("verification", "reward_fits_status", put("verdicts", status="wrong", reward=None)),
     ("verification", "few_null_verdicts", fail_a_quarter),
+    ("signals", "signals_fit_tokens", lambda rows: first(rows["signals"])["entropies"].pop()),
+    ("signals", "signals_fit_tokens", put("signals", trainer_logprobs=[])),
+    ("signals", "signals_fit_tokens", a_signal("values", float("nan"))),
+    ("signals", "signals_fit_tokens", a_signal("reference_logprobs", 0.5)),
     ("credit", "credit_covers_rewards", put("advantages", reward=7.0)),
     ("credit", "advantages_fit_tokens", put("advantages", lambda r: r["td_positions"], td_positions=[999])),
     ("credit", "no_signal_no_credit", put("advantages", lambda r: r["group_std"] == 0, base_advantage=0.1)),

@@ -235,7 +235,7 @@ def test_a_second_command_on_the_same_run_is_told_who_holds_it(tmp_path):
             ["train", "gsm8k", "--set", "policy=builtin/tiny-qwen3", "--set", "hub_root=/nowhere"],
             "which does not exist",
         ),
-        (["train", "math-qwen3-1.7b-ppo"], "needs a learned critic"),
+        (["train", "math-qwen3-1.7b-ppo"], "no dataset 'math' in this version"),
         (["train", "quickstart", "--set", "prompts.max_tokens=3"], "--set prompts.overlong=drop"),
         (["train", "quickstart", "--set", "sampler.top_p=0.9"], "sampler.top_p: expected 1 for training, got 0.9"),
         (["train", "quickstart", "--set", "device=gpu"], "cannot use 'gpu' here"),

@@ -92,6 +92,7 @@ class DataRoot:
         if artifact is not None:
             files = {name: str(artifact.part(name).path.relative_to(self.path)) for name in artifact.tables}
             place |= {"stage": artifact.stage, "key": artifact.key, "outcome": "ran", "files": files}
+            place |= {"schema_version": artifact.manifest["schema_version"]}
         append_event(self.log_file, place | event)
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-WEIGHTS = ("checkpoint", "optimizer")
+WEIGHTS = ("checkpoint", "optimizer", "critic")
 
 
 def main() -> None:

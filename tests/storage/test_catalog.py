@@ -157,6 +157,7 @@ def rollouts(tokens: dict[str, list[int]], logprobs: dict[str, list[float]]) -> 
         "rollout_id": list(tokens),
         "token_ids": list(tokens.values()),
         "sampler_logprobs": [logprobs[rollout] for rollout in tokens],
+        "loss_mask": [None] * num,
         "seed": [0] * num,
         "epoch": [0] * num,
         "temperature": [1.0] * num,
@@ -167,7 +168,8 @@ def rollouts(tokens: dict[str, list[int]], logprobs: dict[str, list[float]]) -> 
 
 def advantages(rows: list[Columns]) -> Columns:
     same = {"estimator": "tempo", "estimator_version": 1, "group_mean": 0.5, "group_std": 0.7, "leaf_node": 1}
-    rows = [same | {"group_id": "g", "td_weight": 1.0, "token_advantages": None} | row for row in rows]
+    later = dict.fromkeys(("token_returns", "num_trained_tokens", "num_branch_tokens", "divergence"))
+    rows = [same | later | {"group_id": "g", "td_weight": 1.0, "token_advantages": None} | row for row in rows]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -203,10 +205,11 @@ def test_token_credit_is_base_advantage_plus_td_weight_times_td_at_the_branch_to
 
 def test_token_credit_of_a_dense_estimator_is_what_it_stored(data_root):
     # no vocabulary is stored: the token is unknown (NULL), its credit is not
-    rows = [credit("r1", 1.0, 9.0, {1: 9.0}, token_advantages=[0.125, -0.25])]
+    rows = [credit("r1", 1.0, 9.0, {1: 9.0}, token_advantages=[0.125, -0.25], token_returns=[0.5, 1.0])]
     data_root.log(data_root.commit("k1", rollouts=rollouts({"r1": [0, 1]}, {"r1": [-1, -1]})), stage="generation")
     data_root.log(data_root.commit("k2", advantages=advantages(rows)), stage="credit")
     assert [row[2::2] for row in data_root.sql(CREDIT)] == [(None, 0.125), (None, -0.25)]
+    assert data_root.sql("SELECT token_return FROM token_credit ORDER BY position") == [(0.5,), (1.0,)]
 
 
 def test_token_credit_joins_within_a_step_and_leaves_out_evaluation(data_root, words):
@@ -220,34 +223,56 @@ def test_token_credit_joins_within_a_step_and_leaves_out_evaluation(data_root, w
     assert data_root.sql("SELECT step, advantage FROM token_credit ORDER BY step") == [(1, 0.5), (2, 0.5)]
 
 
-def test_branch_statistics_count_branch_tokens_per_completion_and_groups_without_signal(data_root):
-    # group g: two completions part after a shared node: nodes 2 and 3 have 1 of their parent's 2 completions each,
-    # so 2 branch tokens; group h: two equal completions, none. (2 + 0) / (2 + 2 completions) = 1/2.
-    # td is not 0 at one token of each completion of g, none of h: (1 + 1 + 0 + 0) / 4 = 1/2.
+def test_a_token_that_is_not_trained_on_has_no_advantage(data_root):
+    # base 3/4, weight 2, td 1/2 at position 1: 3/4 and 7/4, but position 1 is masked; the second rollout has no mask
+    tokens = {"r1": [0, 1], "r2": [0]}
+    masked = rollouts(tokens, {"r1": [-1, -1], "r2": [-1]}) | {"loss_mask": [[True, False], None]}
+    rows = [credit("r1", 1.0, 0.75, {1: 0.5}, td_weight=2.0), credit("r2", 0.0, -0.75, {})]
+    data_root.log(data_root.commit("k1", rollouts=masked), stage="generation")
+    data_root.log(data_root.commit("k2", advantages=advantages(rows)), stage="credit")
+    assert data_root.sql("SELECT td, advantage, is_trained FROM token_credit ORDER BY rollout_id, position") == [
+        (0.0, 0.75, True),
+        (0.5, 0.0, False),
+        (0.0, -0.75, True),
+    ]
+
+
+def test_branch_statistics_by_step_purpose_and_estimator(data_root):
+    # group g: two completions of two tokens part after the first: one branch token each; group h: two alike, none.
+    # (1 + 1 + 0 + 0) / 4 completions = 1/2 branch tokens, the same number with td. g parts after 1 token, h never.
+    # td: 2 (|1/2| + |1/2|) = 2 of weight 2; base: 2 tokens * (3/4 + 3/4) = 3, so td moves 2/5.
     # group h's rewards are equal: 1 of 2 groups gives no signal
-    nodes = {
-        "group_id": ["g", "g", "g", "g", "h", "h"],
-        "node": [0, 1, 2, 3, 0, 1],
-        "parent": [None, 0, 1, 1, None, 0],
-        "depth": [0, 1, 2, 2, 0, 2],
-        "token_ids": [[], [0], [1], [2], [], [0, 1]],
-        "num_completions": [2, 2, 1, 1, 2, 2],
-        "value": [0.5, 0.5, 1.0, 0.0, 1.0, 1.0],
-        "is_branch": [False, True, False, False, False, False],
-    }
+    tokens = {name: [0, 1] for name in ("g1", "g2", "h1", "h2")}
+    logprobs = {name: [-1.0, -1.0] for name in tokens}
+    figures = {"num_trained_tokens": 2, "td_weight": 2.0}
+    part, alike = {"num_branch_tokens": 1, "divergence": 1}, {"num_branch_tokens": 0, "group_id": "h", "group_std": 0.0}
     rows = [
-        credit("g1", 1.0, 0.75, {1: 0.5}),
-        credit("g2", 0.0, -0.75, {1: -0.5}),
-        credit("h1", 1.0, 0.0, {}, group_id="h", group_std=0.0),
-        credit("h2", 1.0, 0.0, {}, group_id="h", group_std=0.0),
+        credit("g1", 1.0, 0.75, {1: 0.5}, **figures, **part),
+        credit("g2", 0.0, -0.75, {1: -0.5}, **figures, **part),
+        credit("h1", 1.0, 0.0, {}, **figures, **alike),
+        credit("h2", 1.0, 0.0, {}, **figures, **alike),
     ]
-    artifact = data_root.commit("k1", prefix_nodes=nodes, advantages=advantages(rows))
-    data_root.log(artifact, step=1)
-    data_root.log(artifact, step=2)
-    assert data_root.sql("SELECT * FROM branch_statistics ORDER BY step") == [
-        ("demo", 1, 0.5, 0.5, 2, 1),
-        ("demo", 2, 0.5, 0.5, 2, 1),
+    # grpo has no td; hepo is dense: |advantage| counts as base
+    other = [
+        row | {"estimator": "hepo", "td_positions": [], "td_values": [], "token_advantages": [0.5, 0.0]} for row in rows
     ]
+    masked = rollouts(tokens, logprobs) | {"loss_mask": [[True, False], None, None, None]}
+    credited = data_root.commit("k1", advantages=advantages(rows))
+    for step in (1, 2):
+        data_root.log(data_root.commit("k0", rollouts=rollouts(tokens, logprobs)), step=step)
+        data_root.log(credited, step=step, stage="credit")
+    data_root.log(data_root.commit("k2", advantages=advantages(other)), step=2, stage="credit", purpose="recredit")
+    assert data_root.sql("SELECT * FROM branch_statistics ORDER BY step, purpose DESC") == [
+        ("demo", 1, "train", "tempo", 0.5, 0.5, 1.0, 0.4, 2, 1),
+        ("demo", 2, "train", "tempo", 0.5, 0.5, 1.0, 0.4, 2, 1),
+        ("demo", 2, "recredit", "hepo", 0.5, 0.0, 1.0, 0.0, 2, 1),
+    ]
+    # masked, g1's td does not count, and of its tokens one: td 1, base 3/4 + 2 * 3/4
+    rows[0] |= {"num_trained_tokens": 1}
+    data_root.log(data_root.commit("k3", rollouts=masked), step=3)
+    data_root.log(data_root.commit("k4", advantages=advantages(rows)), step=3, stage="credit")
+    (share,) = data_root.sql("SELECT td_share FROM branch_statistics WHERE step = 3")[0]
+    assert share == pytest.approx(1 / (1 + 9 / 4))
 
 
 # --- reading only

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.parquet import flat_list, list_array, make_table, read_table, table_digest, write_table
-from storage.schema import FLOATS, TOKENS, Column, Table
+from storage.digest import table_digest
+from storage.parquet import flat_list, list_array, make_table, read_table, write_table
+from storage.schema import FLAGS, FLOATS, TOKENS, Column, Table
 
 Columns = dict[str, Any]
 
@@ -145,6 +146,10 @@ def advantages(td_values: pa.Array) -> Columns:
         "td_values": td_values,
         "leaf_node": [1] * num,
         "token_advantages": pa.nulls(num, FLOATS),
+        "token_returns": pa.nulls(num, FLOATS),
+        "num_trained_tokens": [None] * num,
+        "num_branch_tokens": [None] * num,
+        "divergence": [None] * num,
     } | {name: [0.5] * num for name in numbers}
 
 
@@ -159,6 +164,7 @@ def rollouts_file(tmp_path_factory) -> pq.FileMetaData:
         "rollout_id": [f"{i:05d}" for i in range(num)],
         "token_ids": [[i % 7, 2] for i in range(num)],
         "sampler_logprobs": [[-0.5, -1.0]] * num,
+        "loss_mask": pa.nulls(num, FLAGS),
         "seed": [1] * num,
         "epoch": [1] * num,
         "temperature": [1.0] * num,
@@ -217,11 +223,14 @@ def test_a_file_below_folders_named_like_hive_keys_gets_no_columns_from_them(tmp
 
 
 def test_the_digest_of_two_words_is_this_one_for_good():
-    # a change of it orphans every stored artifact: raise SCHEMA_VERSION and say so in the changelog
-    sha = hashlib.sha256(b"vocabulary:2")
-    sha.update(b"|token_id:int32|" + b"\x00" + (0).to_bytes(4, "little") + (1).to_bytes(4, "little"))
-    lengths = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
-    sha.update(b"|text:string|" + b"\x00" + lengths + b"a" + b"\xc3\xa9")
+    # a change of it orphans every stored artifact: raise SCHEMA_VERSION and DIGEST_VERSION and say so in the changelog
+    def streams(nulls: bytes, lengths: bytes, values: bytes) -> bytes:
+        return b"".join(hashlib.sha256(stream).digest() for stream in (nulls, lengths, values))
+
+    sha = hashlib.sha256(b"vocabulary:2|token_id:int32|")
+    sha.update(streams(b"", b"", (0).to_bytes(4, "little") + (1).to_bytes(4, "little")))
+    lengths = (1).to_bytes(4, "little") + (2).to_bytes(4, "little")
+    sha.update(b"|text:string|" + streams(b"", lengths, b"a" + b"\xc3\xa9"))
     assert digest("vocabulary", {"token_id": [1, 0], "text": ["é", "a"]}) == sha.hexdigest()
 
 

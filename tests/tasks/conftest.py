@@ -15,6 +15,7 @@ from storage.artifact import Artifact, Part, Store
 from tasks.config import (
     ArithmeticConfig,
     CreditConfig,
+    CriticConfig,
     Experiment,
     SamplerConfig,
     TrainConfig,
@@ -144,27 +145,45 @@ class Loop:
             verifier_version=1,
         )
 
-    def credit(self, name: str, rollouts: str, verdicts: str, estimator: str = "tempo") -> None:
+    def credit(
+        self, name: str, rollouts: str, verdicts: str, estimator: str = "tempo", *, signals: str | None = None
+    ) -> None:
         self(
             name,
             credit,
             rollouts=self.part(rollouts, "rollouts"),
             verdicts=self.part(verdicts, "verdicts"),
+            signals=self.part(signals, "signals") if signals else None,
             estimator=estimator,
             config=CreditConfig(),
         )
 
     def train(
-        self, name: str, policy: str, rollouts: str, advantages: str, *, optimizer: str | None = None, updates: int = 2
+        self,
+        name: str,
+        policy: str,
+        rollouts: str,
+        advantages: str,
+        *,
+        optimizer: str | None = None,
+        updates: int = 2,
+        critic: str | None = None,
+        signals: str | None = None,
+        critic_config: CriticConfig | None = None,
+        is_critic_warmup: bool = False,
     ) -> None:
         self(
             name,
             training,
             policy=self.part(policy, "checkpoint"),
             optimizer=self.part(optimizer, "optimizer") if optimizer else None,
+            critic=self.part(critic, "critic") if critic else None,
             prompts=self.part("prompts", "prompts"),
             rollouts=self.part(rollouts, "rollouts"),
             advantages=self.part(advantages, "advantages"),
+            signals=self.part(signals, "signals") if signals else None,
+            critic_config=critic_config,
+            is_critic_warmup=is_critic_warmup,
             config=dataclasses.replace(EXPERIMENT.train, updates_per_step=updates),
             temperature=1.0,
             max_tokens=MAX_TOKENS,

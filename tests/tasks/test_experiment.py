@@ -141,7 +141,7 @@ def test_a_value_of_the_wrong_type_or_out_of_range_is_told_what_was_expected(ove
 
 def test_a_choice_that_is_nearly_one_is_answered_with_it():
     (problem,) = problems("estimator=tmpo")
-    assert problem.startswith("estimator: expected one of 'tempo', 'grpo', ")
+    assert problem.startswith("estimator: expected one of 'tempo', 'tempo_loo', ")
     assert problem.endswith("got 'tmpo'; did you mean 'tempo'?")
 
 

@@ -20,6 +20,8 @@ SELECT m.step, m.purpose, m.stage, m.label,
             WHEN 'verification' THEN m.key_parts->>'$.config.verifier' || ' version '
                                      || (m.key_parts->>'$.config.verifier_version')
             WHEN 'generation' THEN m.key_parts->>'$.config.num_samples' || ' a prompt, ' || (m.key_parts->>'$.config.decoding')
+            WHEN 'signals' THEN m.key_parts->>'$.config.wanted'
+            WHEN 'critic' THEN m.key_parts->>'$.config.backbone' || ' backbone'
             WHEN 'credit' THEN m.key_parts->>'$.config.estimator'
             WHEN 'training' THEN m.key_parts->>'$.config.config.updates_per_step' || ' updates, learning rate '
                                  || (m.key_parts->>'$.config.config.learning_rate')

@@ -1,0 +1,48 @@
+"""What a table and a column are, as storage/schema.py declares them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+TEXT, FLAG = pa.string(), pa.bool_()
+INT32, INT64, FLOAT32, FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
+TOKENS = pa.list_(pa.field("element", INT32, nullable=False))
+FLOATS = pa.list_(pa.field("element", FLOAT32, nullable=False))
+FLAGS = pa.list_(pa.field("element", FLAG, nullable=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column. `is_measurement` marks wall-clock figures and places: stored, but no part of the content digest."""
+
+    name: str
+    type: pa.DataType
+    doc: str
+    nullable: bool = False
+    is_measurement: bool = False
+    since: int = 1
+    """Schema version that brought the column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table: what a row is, the columns that identify a row (also the order on disk), and all columns."""
+
+    name: str
+    row: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    since: int = 1
+    """Schema version that brought the table."""
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+
+def column(name: str, type: pa.DataType, doc: str, **switches: Any) -> Column:
+    return Column(name=name, type=type, doc=doc, **switches)
