@@ -4,10 +4,9 @@ Nothing here knows Prefect: the same walk through the stages trains (under the f
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from flows.models import Models, signals_of_step, with_critic
+from flows.models import Models, signals_of_step, with_base, with_critic
 from flows.progress import current_listener
 from flows.retention import Retention
 from flows.run import Sources, find_sources, open_run
@@ -93,7 +92,7 @@ def train_step(
 ) -> Models:
     """One iteration of the loop; returns what the next one starts from."""
     place, asked = run.at(step), questions.part("prompts")
-    models = with_critic(run, experiment, models, step)
+    models = with_base(experiment, with_critic(run, experiment, models, step))
     sampled = generation(
         place,
         policy=models.policy.part("checkpoint"),
@@ -122,9 +121,7 @@ def train_step(
     ).part("advantages")
     trained = training(
         place,
-        policy=models.policy.part("checkpoint"),
-        optimizer=models.optimizer.part("optimizer") if models.optimizer else None,
-        critic=models.critic.part("critic") if models.critic else None,
+        **models.parts,
         prompts=asked,
         rollouts=sampled,
         advantages=credited,
@@ -136,4 +133,4 @@ def train_step(
         max_tokens=experiment.sampler.max_tokens,
         seed=derive_seed(experiment.seed, "training", step),
     )
-    return replace(models, policy=trained, optimizer=trained, critic=trained if models.critic else None)
+    return models.after(trained)

@@ -19,6 +19,27 @@ class Models:
     """The policy before the first step: what the KL term compares with."""
     critic: Artifact | None = None
     optimizer: Artifact | None = None
+    base: Artifact | None = None
+    """The policy that low-rank adapters are added to, while they are what learns."""
+    adapter: Artifact | None = None
+
+    @property
+    def parts(self) -> dict[str, Part | None]:
+        """What training goes on from, as it calls them."""
+        folders = {"optimizer": "optimizer", "critic": "critic", "base": "checkpoint", "adapter": "adapter"}
+        held = {name: getattr(self, name) for name in folders}
+        parts = {name: artifact.part(folders[name]) if artifact else None for name, artifact in held.items()}
+        return {"policy": self.policy.part("checkpoint"), **parts}
+
+    def after(self, trained: Artifact) -> "Models":
+        """What the next step starts from."""
+        return replace(
+            self,
+            policy=trained,
+            optimizer=trained,
+            critic=trained if self.critic else None,
+            adapter=trained if self.base else None,
+        )
 
 
 def with_critic(run: Run, experiment: Experiment, models: Models, step: int) -> Models:
@@ -36,6 +57,13 @@ def with_critic(run: Run, experiment: Experiment, models: Models, step: int) -> 
     return replace(models, critic=made)
 
 
+def with_base(experiment: Experiment, models: Models) -> Models:
+    """With a base exactly if adapters are trained: the policy that they begin with."""
+    if not experiment.train.lora_rank:
+        return replace(models, base=None, adapter=None)
+    return models if models.base is not None else replace(models, base=models.policy)
+
+
 def signals_of_step(place: Place, experiment: Experiment, models: Models, asked: Part, sampled: Part) -> Part | None:
     """What the step needs to know of its rollouts from models, with those models alone; None if it is nothing."""
     wanted = wanted_signals(experiment)
@@ -51,4 +79,5 @@ def signals_of_step(place: Place, experiment: Experiment, models: Models, asked:
         prompts=asked,
         rollouts=sampled,
         temperature=experiment.sampler.temperature,
+        precision=experiment.train.precision,
     ).part("signals")

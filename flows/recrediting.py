@@ -70,7 +70,7 @@ def recredit_run(
                 place,
                 rollouts=step.rollouts,
                 verdicts=verdicts,
-                signals=_signals(place, step, wanted.estimator),
+                signals=_signals(place, step, wanted.estimator, wanted.train.precision),
                 estimator=wanted.estimator,
                 config=wanted.credit,
             )
@@ -103,7 +103,7 @@ class StoredRun:
     steps: dict[int, StoredStep]
 
 
-def _signals(place: Place, step: StoredStep, estimator: str) -> Part | None:
+def _signals(place: Place, step: StoredStep, estimator: str, precision: str) -> Part | None:
     """The step's stored signals where they hold what the estimator needs; else computed, with the policy that sampled.
 
     A policy whose weights were dropped is rebuilt for the time it takes.
@@ -124,6 +124,7 @@ def _signals(place: Place, step: StoredStep, estimator: str) -> Part | None:
             prompts=step.prompts,
             rollouts=step.rollouts,
             temperature=step.rollouts.read(["temperature"]).column("temperature")[0].as_py(),
+            precision=precision,
         ).part("signals")
 
 

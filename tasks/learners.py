@@ -27,10 +27,17 @@ class Learners:
         config: TrainConfig,
         critic_config: CriticConfig | None,
         objective: "Objective",
+        adapter: Part | None = None,
     ) -> None:
+        from tasks.engines.lora import add_adapters
         from tasks.engines.optimizer import make_optimizer
 
         self.policy, self.config, self.objective = policy, config, objective
+        self.adapted = None
+        if config.lora_rank:
+            folder = adapter.path if adapter is not None else None
+            self.adapted = add_adapters(policy, rank=config.lora_rank, alpha=config.lora_alpha, folder=folder)
+            policy.model = self.adapted.get_base_model()
         self.adam, self.names = make_optimizer(
             policy.model,
             **{name: getattr(config, name) for name in ("learning_rate", "weight_decay", "decays")},
@@ -52,6 +59,7 @@ class Learners:
     def update(self, batch: "Batch", is_critic_warmup: bool) -> dict[str, Any]:
         """One optimiser update of each on a mini-batch; returns the row of the updates table."""
         from tasks.engines.optimizer import set_learning_rate, updates_done
+        from tasks.engines.passes import training_passes
         from tasks.engines.trainer import policy_update
 
         if self.critic is not None and is_critic_warmup:
@@ -64,14 +72,16 @@ class Learners:
         set_learning_rate(self.adam, learning_rate(self.config, updates_done(self.adam)))
         passes = ("micro_batch_tokens", "max_grad_norm", "layout", "precision")
         limits = {name: getattr(self.config, name) for name in passes}
-        row = policy_update(self.policy, self.adam, batch, self.objective, **limits, value_term=term)
+        with training_passes(self.policy.model, gradient_checkpointing=self.config.gradient_checkpointing):
+            row = policy_update(self.policy, self.adam, batch, self.objective, **limits, value_term=term)
         if term is not None and self.critic is not None:
             figures = self.critic.step(term)
         return row | figures
 
     def save(self, context: Context) -> None:
-        """The parts `optimizer` and, with a critic, `critic`."""
+        """The parts `optimizer` and, where there are such, `critic` and `adapter`; the policy then has them merged."""
         from tasks.engines.critic import save_critic
+        from tasks.engines.lora import merge_adapters, save_adapters
         from tasks.engines.optimizer import save_optimizer
 
         folder = context.staging.path / "optimizer"
@@ -81,6 +91,10 @@ class Learners:
             save_critic(self.critic.critic, context.staging.path / "critic")
             context.staging.add_folder("critic", context.staging.path / "critic")
         context.staging.add_folder("optimizer", folder)
+        if self.adapted is not None:
+            save_adapters(self.adapted, context.staging.path / "adapter")
+            context.staging.add_folder("adapter", context.staging.path / "adapter")
+            self.policy.model = merge_adapters(self.adapted)
 
 
 def learning_rate(config: TrainConfig, update: int) -> float:

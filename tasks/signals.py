@@ -58,10 +58,11 @@ def signals(
     prompts: Part,
     rollouts: Part,
     temperature: float,
+    precision: str,
 ) -> Summary:
     """Compute the `wanted` signals of every token of every rollout; models that none of them needs are None."""
     rows = rollouts.read(["rollout_id", "group_id", "prompt_id", "token_ids"])
-    forward = _Forward(context, prompts, rows, temperature)
+    forward = _Forward(context, prompts, rows, temperature, precision)
     found: dict[str, np.ndarray] = {}
     if set(wanted) & set(OF_POLICY):
         assert policy is not None
@@ -85,7 +86,7 @@ def signals(
 class _Forward:
     """Passes of models over the completions, without gradient and each shared prefix once; results are flat, [N]."""
 
-    def __init__(self, context: Context, prompts: Part, rows: pa.Table, temperature: float) -> None:
+    def __init__(self, context: Context, prompts: Part, rows: pa.Table, temperature: float, precision: str) -> None:
         self.context, self.temperature = context, temperature
         self.prompts, self.completions = prompt_tokens(prompts, rows), ragged(rows, "token_ids")
         self.offsets = np.cumsum([0, *(len(completion) for completion in self.completions)])
@@ -94,6 +95,7 @@ class _Forward:
             "group_index_R": group_index_R.astype(np.int64),
             "layout": "auto",
             "micro_batch_tokens": MICRO_BATCH_TOKENS,
+            "precision": precision,
         }
 
     def logprobs(self, policy: Part) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from tasks.stage import Context, Summary, stage
 if TYPE_CHECKING:
     from tasks.core.objective import Objective
     from tasks.engines.batch import Batch
+    from tasks.engines.policy import Policy
 
 
 @stage("training", version=4)
@@ -30,6 +31,8 @@ def training(
     policy: Part,
     optimizer: Part | None,
     critic: Part | None,
+    base: Part | None,
+    adapter: Part | None,
     prompts: Part,
     rollouts: Part,
     advantages: Part,
@@ -43,19 +46,18 @@ def training(
 ) -> Summary:
     """Split the step's groups into updates_per_step mini-batches (whole groups, seeded order) and update on each.
 
-    A critic is updated on the same mini-batches, and alone on them while `is_critic_warmup`.
+    A critic is updated on the same mini-batches, and alone on them while `is_critic_warmup`. With low-rank adapters the
+    policy is `base` with `adapter` (none: new ones) added to its weights, and the adapters are what learns.
     """
     import torch
 
     from tasks.engines import policy as engine
 
-    trained = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
-    engine.forget_policy()
-    engine.configure_cpu(context.threads, trained.num_parameters)
+    trained = _load(context, base if base is not None else policy)
     credited = advantages.read()
     batch = _batch(prompts, rollouts, credited, signals)
     torch.manual_seed(seed)
-    learners = Learners(trained, critic, config, critic_config, _objective(config, temperature, max_tokens))
+    learners = Learners(trained, critic, config, critic_config, _objective(config, temperature, max_tokens), adapter)
     if optimizer is not None:
         learners.load(optimizer.path)
     rollout_ids = credited.column("rollout_id").to_numpy()
@@ -64,12 +66,22 @@ def training(
     for indices in mini_batches:
         rows.append(_update(context, learners, batch, rollout_ids, indices, is_critic_warmup, len(rows)))
         context.progress(len(rows), len(mini_batches))
-    trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
     learners.save(context)
+    trained.digest = add_policy(context, trained, parent=policy.digest, origin="training")
     context.staging.add_table("updates", update_columns(rows, "critic_warmup" if is_critic_warmup else "training"))
     context.staging.add_table("update_groups", _update_groups(credited.column("group_id").to_numpy(), mini_batches))
     engine.keep_policy(trained)
     return _summary(rows)
+
+
+def _load(context: Context, source: Part) -> "Policy":
+    """The policy that will be changed: no longer the one kept in memory."""
+    from tasks.engines import policy as engine
+
+    trained = engine.load_policy(source.path, source.digest, engine.choose_device(context.device))
+    engine.forget_policy()
+    engine.configure_cpu(context.threads, trained.num_parameters)
+    return trained
 
 
 def _update(

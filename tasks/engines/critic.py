@@ -147,6 +147,7 @@ def predict_values(
     group_index_R: NDArray[np.int64] | None = None,
     layout: str = "padded",
     micro_batch_tokens: int = 2**62,
+    precision: str = "fp32",
 ) -> Tensor:
     """V(s_t) [N] before each completion token; `policy` lends its backbone to a shared critic."""
     lengths_R = np.array([len(completion) for completion in completions], dtype=np.int64)
@@ -156,7 +157,7 @@ def predict_values(
     values_N = torch.zeros(int(lengths_R.sum()), dtype=weight.dtype, device=weight.device)
     kind = choose_layout(layout, model, prompts, completions, groups_R)
     for micro_batch in micro_batches(kind, prompts, completions, groups_R, micro_batch_tokens):
-        found_N = critic.head(critic.hidden(policy, micro_batch.layout).to(weight.dtype))[:, 0]
+        found_N = critic.head(critic.hidden(policy, micro_batch.layout, precision).to(weight.dtype))[:, 0]
         values_N[torch.from_numpy(token_index(lengths_R, micro_batch.rows)).to(weight.device)] = found_N
     return values_N
 

@@ -24,7 +24,7 @@ def ask(loop: Loop, wanted: tuple[str, ...], rollouts: str = "rollouts", name: s
     given = {kind: loop.part(models[kind], part.get(kind, "checkpoint")) if kind in models else None
              for kind in ("policy", "reference", "critic")}  # fmt: skip
     rows = {"prompts": loop.part("prompts", "prompts"), "rollouts": loop.part(rollouts, "rollouts")}
-    loop(name, signals, wanted=wanted, **given, **rows, temperature=1.0)
+    loop(name, signals, wanted=wanted, **given, **rows, temperature=1.0, precision="fp32")
 
 
 def add_critic(loop: Loop, backbone: str) -> None:
