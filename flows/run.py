@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tasks.config import Experiment
 from tasks.core.verifiers import get_verifier
 from tasks.datasets import DatasetSource, dataset_source, get_dataset
 from tasks.experiment import ConfigError, attempt_of
-from tasks.policy import PolicySource, policy_source
+from tasks.policy import PolicySource, check_layout, policy_source
 from tasks.prefect_task import Display
 from tasks.stage import Listener, Run, log_event
 
@@ -67,8 +68,16 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
     verifier = experiment.verifier or dataset.verifier
     for name in [verifier, *(get_dataset(b, "benchmarks").verifier for b in experiment.benchmarks)]:
         get_verifier(name)
+    source = None if has_policy else policy_source(experiment)
+    if source is not None and experiment.steps:
+        check_layout(source, experiment.train.layout)
+    if experiment.train.lora_rank and find_spec("peft") is None:
+        raise ConfigError(
+            "train.lora_rank: adapters need the package peft, which is not installed: install the extra, pip install "
+            "-c constraints.txt -e '.[lora]', or train all weights with train.lora_rank=0"
+        )
     return Sources(
-        policy=None if has_policy else policy_source(experiment),
+        policy=source,
         prompts=dataset_source(experiment, experiment.dataset, is_benchmark=False),
         verifier=verifier,
         benchmarks={name: dataset_source(experiment, name, is_benchmark=True) for name in experiment.benchmarks},

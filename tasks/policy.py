@@ -32,6 +32,20 @@ def policy_source(experiment: Experiment) -> PolicySource:
     return PolicySource(digest=digest, seed=None, folder=str(folder))
 
 
+def check_layout(source: PolicySource, layout: str) -> None:
+    """Raise ValueError where the checkpoint's attention does not allow the layout; its weights are not loaded."""
+    if source.folder is None or layout in ("auto", "padded"):
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tasks.engines.batch import refuse_layout
+
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    with torch.device("meta"):
+        refuse_layout(AutoModelForCausalLM.from_config(config), layout)
+
+
 @stage("policy", version=1)
 def first_policy(context: Context, *, source: PolicySource) -> Summary:
     """Write the policy's checkpoint (fp32), its tokenizer on its own, and the vocabulary, decoded."""

@@ -127,19 +127,24 @@ def choose_layout(layout: str, model: Any, prompts: Sequences, completions: Sequ
     """
     if layout == "padded":
         return layout
-    reason = refusal(model)
     if layout != "auto":
-        if reason:
-            raise ValueError(
-                f"train.layout: {layout!r} needs plain causal attention in every layer, but {reason}; its gradients "
-                "would be wrong: use train.layout = padded"
-            )
+        refuse_layout(model, layout)
         return layout
-    if reason:
+    if refusal(model):
         return "padded"
     linear = sum(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     _, sizes = tree_sizes(prompts, completions, group_index_R, np.arange(len(prompts)))
     return "tree" if linear >= MIN_SHARING * sizes.sum() else "packed"
+
+
+def refuse_layout(model: Any, layout: str) -> None:
+    """Raise ValueError when the model's attention does not allow packed rows or trees."""
+    reason = refusal(model)
+    if reason:
+        raise ValueError(
+            f"train.layout: {layout!r} needs plain causal attention in every layer, but {reason}; its gradients would "
+            "be wrong: use train.layout = padded"
+        )
 
 
 def micro_batches(

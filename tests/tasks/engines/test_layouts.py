@@ -1,6 +1,8 @@
 """Packed rows and prefix trees: the gradients of padded rows, on models as they come."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from tasks.core.objective import Objective
 from tasks.engines.batch import Batch, choose_layout, micro_batches, tree_sizes
 from tasks.engines.policy import Policy
 from tasks.engines.trainer import completion_logprobs, policy_update
+from tasks.policy import PolicySource, check_layout
 
 NO_CLIP = 1e9
 
@@ -170,6 +173,16 @@ def test_a_model_whose_attention_is_not_plain_is_refused_by_name_and_auto_pads(
         with pytest.raises(ValueError, match=rf"{type(model).__name__} .*{reason}.*use train\.layout = padded"):
             choose_layout(layout, *asked)
     assert choose_layout("auto", *asked) == choose_layout("padded", *asked) == "padded"
+
+
+def test_a_checkpoint_is_refused_before_any_work_without_reading_its_weights(tmp_path: Path) -> None:
+    small = {"vocab_size": 19, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AutoConfig.for_model("mistral", **small, sliding_window=4).save_pretrained(tmp_path / "sliding")
+    AutoConfig.for_model("llama", **small).save_pretrained(tmp_path / "plain")
+    for folder, layout, is_refused in (("sliding", "tree", True), ("sliding", "auto", False), ("plain", "tree", False)):
+        source = PolicySource(digest="", seed=None, folder=str(tmp_path / folder))
+        with pytest.raises(ValueError, match="sliding window of 4") if is_refused else nullcontext():
+            check_layout(source, layout)
 
 
 def test_auto_takes_the_tree_where_prefixes_are_shared_and_packed_rows_where_not(
