@@ -64,19 +64,49 @@ def attend(
     """Attention over the paths: query [1, heads, T, D], key and value [1, key heads, T, D]; gives [1, T, heads, D]."""
     if paths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave fp32; cast before the keys are gathered
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _attend_varlen(query, key, value, scaling, paths), None
     if query.shape[1] != key.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     own = query.split(paths.num_queries, dim=2)
-    if len(paths.key_index) > query.shape[2]:  # else every path is its suffix: packed rows
-        key, value = key.index_select(2, paths.key_index), value.index_select(2, paths.key_index)
+    key, value = _along_paths(key, paths), _along_paths(value, paths)
     keys, values = key.split(paths.num_keys, dim=2), value.split(paths.num_keys, dim=2)
     out = []
     for query_s, key_s, value_s in zip(own, keys, values, strict=True):
         mask = _mask(paths, query_s.shape[2], key_s.shape[2])
         out.append(scaled_dot_product_attention(query_s, key_s, value_s, mask, is_causal=mask is None, scale=scaling))
     return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _along_paths(states: Tensor, paths: Paths) -> Tensor:
+    """Keys or values [1, heads, T, D] path after path; as they are where every path is its suffix (packed rows)."""
+    if len(paths.key_index) == states.shape[2]:
+        return states
+    gathered: Tensor = _Gather.apply(states, paths.key_index)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """index_select along dimension 2, whose backward sums over the branches in fp32 also where the states are bf16.
+
+    The advantages of a group sum to 0, so the branches' gradients nearly cancel: summed in bf16 the rest is noise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = states.shape
+        return states.index_select(2, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        kind = torch.promote_types(gradient.dtype, torch.float32)
+        summed = torch.zeros(ctx.shape, dtype=kind, device=gradient.device)
+        return summed.index_add_(2, index, gradient.to(kind)).to(gradient.dtype), None
 
 
 def _mask(paths: Paths, num_queries: int, num_keys: int) -> Tensor | None:
@@ -95,7 +125,7 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
     """One flash-attention call for all suffixes: queries as they lie, keys and values gathered path after path."""
     from torch.nn.attention.varlen import varlen_attn
 
-    keys, values = (x[0].index_select(1, paths.key_index).transpose(0, 1) for x in (key, value))
+    keys, values = (_along_paths(x, paths)[0].transpose(0, 1) for x in (key, value))
     out = varlen_attn(
         query[0].transpose(0, 1),
         keys,

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from tasks.core.layout import Layout
 
-MAX_LOGITS = 2**25
-"""Logits held at once: 128 MB in fp32, and as much again while they become a gradient."""
+MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
+"""Logits held at once, by kind of device: 128 MB in fp32 on a CPU, where a chunk this size keeps matrix products at
+their peak, and 1 GB on a GPU, where each chunk also costs a pass over the weight's gradient. A gradient by the logits
+takes as much again."""
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the context that forward passes and products with the head's weight run in."""
@@ -71,11 +73,9 @@ def head_pass(
     kind = torch.promote_types(hidden_UH.dtype, torch.float32)
     logprob_N, entropy_N = torch.empty(2, num_tokens, dtype=kind, device=hidden_UH.device)
     cotangent_UH = torch.empty_like(hidden_UH)
-    loss = 0.0
+    loss, product = 0.0, _Product(head, autocast, hidden_UH.device)
     for chunk in _chunks(layout, head.weight.shape[0], hidden_UH.device):
-        with torch.no_grad(), autocast():
-            logits_uV = head(hidden_UH[chunk.rows])
-        logits_uV = logits_uV.to(kind)
+        logits_uV = product.logits(hidden_UH[chunk.rows]).to(kind)
         if temperature != 1:
             logits_uV /= temperature
         logprob_e, entropy_e, exp_uV, total_u = _softmax(logits_uV, chunk)
@@ -92,8 +92,7 @@ def head_pass(
         by_logits_uV = _by_logits(logits_uV, exp_uV, total_u, chunk, by_logprob_n, by_entropy_n)
         if temperature != 1:
             by_logits_uV /= temperature
-        with torch.no_grad(), autocast():
-            cotangent_UH[chunk.rows] = _by_head(head, hidden_UH[chunk.rows], by_logits_uV)
+        cotangent_UH[chunk.rows] = product.backward(hidden_UH[chunk.rows], by_logits_uV)
     return HeadResult(loss, cotangent_UH, logprob_N, entropy_N)
 
 
@@ -105,10 +104,11 @@ def head_logprobs(
     head = model.get_output_embeddings()
     kind = torch.promote_types(hidden_UH.dtype, torch.float32)
     logprob_N, entropy_N = torch.empty(2, layout.token_edge_N.size, dtype=kind, device=hidden_UH.device)
+    product = _Product(head, autocast, hidden_UH.device)
     for chunk in _chunks(layout, head.weight.shape[0], hidden_UH.device):
-        with autocast():
-            logits_uV = head(hidden_UH[chunk.rows])
-        logits_uV = logits_uV.to(kind) / temperature
+        logits_uV = product.logits(hidden_UH[chunk.rows]).to(kind)
+        if temperature != 1:
+            logits_uV /= temperature
         logprob_e, entropy_e, _, _ = _softmax(logits_uV, chunk)
         logprob_N[chunk.tokens_n] = logprob_e[chunk.token_edge_n]
         entropy_N[chunk.tokens_n] = entropy_e[chunk.token_edge_n]
@@ -117,7 +117,7 @@ def head_logprobs(
 
 def _chunks(layout: Layout, vocabulary: int, device: torch.device) -> Iterator[_Chunk]:
     """The parents in chunks of MAX_LOGITS / V, with their edges and tokens."""
-    size = max(MAX_LOGITS // vocabulary, 1)
+    size = max(MAX_LOGITS.get(device.type, MAX_LOGITS["cuda"]) // vocabulary, 1)
     num_parents = layout.parent_U.size
     order_N = np.argsort(layout.token_edge_N, kind="stable")
     sorted_edge_N = layout.token_edge_N[order_N]
@@ -178,23 +178,33 @@ def _by_logits(
     return exp_uV
 
 
-def _by_head(head: Any, hidden_uH: Tensor, by_logits_uV: Tensor) -> Tensor:
-    """Add the gradients of the head's own weight and bias; return that of the hidden states."""
-    weight = head.weight
-    if torch.is_autocast_enabled(hidden_uH.device.type):
-        kind = torch.get_autocast_dtype(hidden_uH.device.type)
-        by_logits_uV, hidden_uH, factor = by_logits_uV.to(kind), hidden_uH.to(kind), weight.to(kind)
-    else:
-        by_logits_uV, factor = by_logits_uV.to(weight.dtype), weight
-        hidden_uH = hidden_uH.to(weight.dtype)
-    if weight.requires_grad:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        if by_logits_uV.dtype == weight.grad.dtype:
-            weight.grad.addmm_(by_logits_uV.T, hidden_uH)
-        else:
-            weight.grad += by_logits_uV.T @ hidden_uH
-    if getattr(head, "bias", None) is not None and head.bias.requires_grad:
-        summed_V = by_logits_uV.sum(dim=0).to(head.bias.dtype)
-        head.bias.grad = summed_V if head.bias.grad is None else head.bias.grad + summed_V
-    return by_logits_uV @ factor
+class _Product:
+    """Products with the head's weight, which is brought to the autocast type once for all chunks."""
+
+    def __init__(self, head: Any, autocast: Autocast, device: torch.device) -> None:
+        self.weight, self.bias = head.weight, getattr(head, "bias", None)
+        with autocast():
+            is_on = torch.is_autocast_enabled(device.type)
+            self.kind = torch.get_autocast_dtype(device.type) if is_on else self.weight.dtype
+        self.factor = self.weight.detach().to(self.kind)
+
+    @torch.no_grad()
+    def logits(self, hidden_uH: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(self.kind)
+        return torch.nn.functional.linear(hidden_uH.to(self.kind), self.factor, bias)
+
+    @torch.no_grad()
+    def backward(self, hidden_uH: Tensor, by_logits_uV: Tensor) -> Tensor:
+        """Add the gradients of the weight and the bias; return that of the hidden states."""
+        by_logits_uV = by_logits_uV.to(self.kind)
+        if self.weight.requires_grad:
+            if self.weight.grad is None:
+                self.weight.grad = torch.zeros_like(self.weight)
+            if self.kind == self.weight.grad.dtype:
+                self.weight.grad.addmm_(by_logits_uV.T, hidden_uH.to(self.kind))
+            else:
+                self.weight.grad += by_logits_uV.T @ hidden_uH.to(self.kind)
+        if self.bias is not None and self.bias.requires_grad:
+            summed_V = by_logits_uV.sum(dim=0).to(self.bias.dtype)
+            self.bias.grad = summed_V if self.bias.grad is None else self.bias.grad + summed_V
+        return by_logits_uV @ self.factor

@@ -55,12 +55,10 @@ def test_one_pass_over_chunks_gives_autograds_loss_and_gradients(
     gradients = [hidden_UH.grad, *(parameter.grad.clone() for parameter in model.parameters())]
     model.zero_grad(set_to_none=True)
 
-    limit, head.MAX_LOGITS = head.MAX_LOGITS, chunk * 7
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(head.MAX_LOGITS, "cpu", chunk * 7)
         result = head_pass(model, hidden_UH, layout, token_loss, temperature)
         logprobs, entropies = head_logprobs(model, hidden_UH, layout, temperature)
-    finally:
-        head.MAX_LOGITS = limit
     assert result.loss == pytest.approx(expected.item(), abs=1e-12)
     found = [result.cotangent_UH, *(parameter.grad for parameter in model.parameters())]
     for one, other in zip(found, gradients, strict=True):
