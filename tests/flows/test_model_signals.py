@@ -1,5 +1,6 @@
 """A run whose objective asks models: the KL to the first policy and importance weights, computed once a step."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ def query(data: Path, statement: str) -> list[tuple[Any, ...]]:
     return open_catalog(data).execute(statement).fetchall()
 
 
-@pytest.fixture
-def asked(data: Path, learning: list[str]) -> Path:
+@pytest.fixture(scope="module")
+def asked(stored: Path, learning: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run of conftest.py, trained again with an objective that asks models."""
+    data = Path(shutil.copytree(stored, tmp_path_factory.mktemp("asked") / "data", symlinks=True))
     train_experiment(load_experiment("quickstart", [*learning, *ASKS]), data, uses_prefect=False)
     return data
 

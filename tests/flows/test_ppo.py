@@ -172,11 +172,11 @@ def test_the_lineage_of_a_score_names_the_critic_and_its_signals(tempo: Tempo, p
 
 @pytest.mark.parametrize("wild", [["train.learning_rate=1e30"], ["critic.learning_rate=1e30", "estimator=ppo"]])
 def test_a_refused_update_keeps_its_mini_batch_and_prints_the_query_that_shows_it(
-    tempo: Tempo, tmp_path: Path, learning: list[str], wild: list[str]
+    tempo: Tempo, trained: Path, tmp_path: Path, learning: list[str], wild: list[str]
 ):
     """At a learning rate of 1e30 the first update makes weights whose products overflow: the second has no gradient."""
-    data = tmp_path / "it's $here"
-    wild = [*wild, "steps=1", "benchmarks=[]"]
+    data = Path(shutil.copytree(trained, tmp_path / "it's $here", symlinks=True))  # the warm start is there already
+    wild = [*wild, "run=wild", "steps=1", "benchmarks=[]"]
     options = [argument for setting in [*learning, *wild] for argument in ("--set", setting)]
     code, _, err = tempo("train", "quickstart", "--no-server", "--data-root", data, *options)
     assert code == 1
