@@ -23,6 +23,7 @@ from tasks.core.advantage import (
     SIGNALS,
     AdvantageConfig,
     Advantages,
+    check_signals,
     compute_advantages,
     gather_statistics,
     make_completions,
@@ -52,6 +53,7 @@ def credit(
     """
     settings = AdvantageConfig(**dataclasses.asdict(config))
     names = SIGNALS.get(estimator, ()) if signals is not None else ()
+    check_signals(estimator, names)
     parts = {"rollouts": rollouts, "verdicts": verdicts} | ({"signals": signals} if names and signals else {})
     reader = GroupReader({name: part.open() for name, part in parts.items()})
     reader.check(finite={"verdicts": "reward"})

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.core.completions import AdvantageConfig, Completions, make_completions
-from tasks.core.estimators import DENSE, ESTIMATORS, NEEDS_TREE, SIGNALS, Statistics, gather_statistics
+from tasks.core.estimators import DENSE, ESTIMATORS, NEEDS_TREE, SIGNALS, Statistics, check_signals, gather_statistics
 from tasks.core.prefix_tree import PrefixTree, build_prefix_tree, node_values
-from tasks.core.ragged import Bool, Float64, Int32, Int64, check_layout
+from tasks.core.ragged import Bool, Float64, Int32, Int64, check_tokens
 
 __all__ = [
     "DENSE",
@@ -25,6 +25,7 @@ __all__ = [
     "SIGNALS",
     "AdvantageConfig",
     "Advantages",
+    "check_signals",
     "compute_advantages",
     "dense_advantages",
     "gather_statistics",
@@ -146,11 +147,11 @@ def compute_advantages(
     signals = {"entropies": entropies_N, "values": values_N}
     _check_choice("estimator", estimator, ESTIMATORS)
     _check_choice("td_normalization", config.td_normalization, ("reward", "td"))
-    _check_signals(estimator, [name for name, signal in signals.items() if signal is not None])
-    token_ids_N, offsets, group_offsets = check_layout(token_ids_N, offsets, group_offsets)
+    check_signals(estimator, [name for name, signal in signals.items() if signal is not None])
     given = make_completions(
         offsets, group_offsets, rewards_R, loss_mask_N=loss_mask_N, entropies_N=entropies_N, values_N=values_N
     )
+    token_ids_N = check_tokens(token_ids_N, offsets)
     if tree is not None:
         _check_tree(tree, offsets, group_offsets)
     elif with_tree or estimator in NEEDS_TREE:
@@ -186,15 +187,6 @@ def _check_choice(name: str, choice: str, choices: Any) -> None:
     if choice not in choices:
         nearest = difflib.get_close_matches(choice, choices, n=1, cutoff=0.0)[0]
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {choice!r}; did you mean {nearest!r}?")
-
-
-def _check_signals(estimator: str, given: list[str]) -> None:
-    missing = [name for name in SIGNALS.get(estimator, ()) if name not in given]
-    if missing:
-        raise ValueError(
-            f"{missing[0]}_N: expected one number per completion token for the estimator {estimator!r}, got none; its "
-            f"formula needs them: compute them with a model (the stage signals does), or take another estimator"
-        )
 
 
 def _check_tree(tree: PrefixTree, offsets: Int64, group_offsets: Int64) -> None:

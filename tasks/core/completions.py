@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.core.prefix_tree import PrefixTree
-from tasks.core.ragged import Bool, Float32, Float64, Int64, check_offsets
+from tasks.core.ragged import Bool, Float32, Float64, Int64, check_ragged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,7 @@ def make_completions(
 
     ValueError for rewards, entropies or values that are not finite, and for arrays of another length.
     """
-    offsets = check_offsets("offsets", offsets)
-    group_offsets = check_offsets("group_offsets", group_offsets)
+    offsets, group_offsets = check_ragged(offsets, group_offsets)
     num_tokens = int(offsets[-1] - offsets[0])
     return Completions(
         offsets=offsets - offsets[0],

@@ -17,7 +17,7 @@ completions that pass it. A group of one completion, or of equal rewards, gives 
 (its critic may err) and reinforce_pp when it whitens (the batch's mean is taken off every token).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -243,6 +243,16 @@ def gather_statistics(
         else:
             moments.add(given.centered_R, given.num_trained_R)
     return moments
+
+
+def check_signals(estimator: str, given: Collection[str]) -> None:
+    """ValueError where an estimator needs a signal that is not given."""
+    missing = [name for name in SIGNALS.get(estimator, ()) if name not in given]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}_N: expected one number per completion token for the estimator {estimator!r}, got none; its "
+            f"formula needs them: compute them with a model (the stage signals does), or take another estimator"
+        )
 
 
 def _scaled(centered_R: Float64, given: Completions, scale_P: Float64) -> Float64:

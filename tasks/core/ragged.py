@@ -16,28 +16,38 @@ Bool = NDArray[np.bool_]
 
 def check_layout(token_ids_N: Int32, offsets: Int64, group_offsets: Int64) -> tuple[Int32, Int64, Int64]:
     """The three buffers as int32, int64, int64; ValueError where they contradict each other."""
+    offsets, group_offsets = check_ragged(offsets, group_offsets)
+    return check_tokens(token_ids_N, offsets), offsets, group_offsets
+
+
+def check_tokens(token_ids_N: Int32, offsets: Int64) -> Int32:
+    """The tokens as an array; ValueError where they are not int32, or the offsets not theirs."""
     token_ids_N = np.asarray(token_ids_N)
     if token_ids_N.dtype != np.int32 or token_ids_N.ndim != 1:
         raise ValueError(
             f"token_ids_N: expected a flat int32 array, got {token_ids_N.dtype} of shape {token_ids_N.shape}; "
             "token ids are stored as int32: cast with .astype(np.int32)"
         )
-    offsets, group_offsets = check_offsets("offsets", offsets), check_offsets("group_offsets", group_offsets)
     if offsets[0] < 0 or offsets[-1] > token_ids_N.size:
         raise ValueError(
             f"offsets: expected them inside token_ids_N, [0, {token_ids_N.size}], got [{offsets[0]}, {offsets[-1]}]; "
             "offsets count tokens of this very buffer: pass the values they came with"
         )
+    return token_ids_N
+
+
+def check_ragged(offsets: Int64, group_offsets: Int64) -> tuple[Int64, Int64]:
+    """Both offsets as int64; ValueError where they cannot be offsets, or the groups are not of these completions."""
+    offsets, group_offsets = _check_offsets("offsets", offsets), _check_offsets("group_offsets", group_offsets)
     if group_offsets[0] != 0 or group_offsets[-1] != offsets.size - 1:
         raise ValueError(
             f"group_offsets: expected 0 to {offsets.size - 1}, got {group_offsets[0]} to {group_offsets[-1]}; they "
             "count completions, each in one group: subtract group_offsets[0], or pass the missing completions too"
         )
-    return token_ids_N, offsets, group_offsets
+    return offsets, group_offsets
 
 
-def check_offsets(name: str, offsets: Int64) -> Int64:
-    """Offsets of a list array as int64; ValueError where they cannot be offsets."""
+def _check_offsets(name: str, offsets: Int64) -> Int64:
     array = np.asarray(offsets)
     if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
