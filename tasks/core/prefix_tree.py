@@ -85,7 +85,7 @@ def build_prefix_tree(
         nodes.split()
         parts.append(nodes.in_order(first_group=low, first_node=num_nodes, first_rollout=first))
         num_nodes += nodes.num
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays = parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     return PrefixTree(**arrays, offsets=offsets, group_offsets=group_offsets)
 
 
