@@ -156,6 +156,8 @@ BROKEN = [
     ("signals", "signals_fit_tokens", a_signal("reference_logprobs", 0.5)),
     ("credit", "credit_covers_rewards", put("advantages", reward=7.0)),
     ("credit", "advantages_fit_tokens", put("advantages", lambda r: r["td_positions"], td_positions=[999])),
+    ("credit", "advantages_fit_tokens", put("advantages", token_returns=[0.5] * 99)),
+    ("credit", "advantages_fit_tokens", put("advantages", num_trained_tokens=0)),
     ("credit", "no_signal_no_credit", put("advantages", lambda r: r["group_std"] == 0, base_advantage=0.1)),
     ("credit", "td_telescopes", put("advantages", lambda r: len(r["td_values"]) == 1, td_values=[0.123])),
     ("credit", "node_values_add_up", put("prefix_nodes", lambda r: r["parent"] is None, value=0.123)),

@@ -16,6 +16,7 @@ from tasks.config import CreditConfig
 from tasks.core.advantage import ESTIMATORS, SIGNALS, AdvantageConfig, compute_advantages
 from tasks.credit import credit
 from tasks.place import Run
+from tasks.training import token_advantages
 
 NUM_GROUPS, GROUP_SIZE = 40, 5
 
@@ -109,14 +110,10 @@ def test_the_stage_stores_what_the_core_computes_and_no_contract_is_broken(store
         entropies_N=flat(stored.signals["entropies"], np.float32),
         values_N=flat(stored.signals["values"], np.float32),
     )
-    for i, row in enumerate(rows):
-        dense = expected.advantages[offsets[i] : offsets[i + 1]]
-        found = np.full(len(dense), row["base_advantage"])
-        found[row["td_positions"]] += row["td_weight"] * np.array(row["td_values"])
-        found = found if row["token_advantages"] is None else np.array(row["token_advantages"])
-        np.testing.assert_allclose(found, dense, rtol=1e-5, atol=1e-6)
-        if expected.returns_N is not None:
-            assert row["token_returns"] == expected.returns_N[offsets[i] : offsets[i + 1]].tolist()
+    found = token_advantages(artifact.part("advantages").read(), offsets)  # as the training stage reads them
+    np.testing.assert_allclose(found, expected.advantages, rtol=1e-5, atol=1e-6)
+    if expected.returns_N is not None:
+        assert [value for row in rows for value in row["token_returns"]] == expected.returns_N.tolist()
     assert {row["token_returns"] is None for row in rows} == {estimator != "ppo"}
     assert {row["token_advantages"] is None for row in rows} == {expected.dense_N is None}
     assert len(rows) == len(stored.tokens)
