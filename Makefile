@@ -35,7 +35,7 @@ demo: setup
 	@$(BIN)/tempo train quickstart
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow

@@ -15,6 +15,7 @@ from flows.deploy import as_left_by_people
 from flows.forms import RerunForm, ScoringSettings, Settings, filled_in, overrides
 from flows.train import train
 from tasks.config import Experiment
+from tasks.core.advantage import ESTIMATORS
 from tasks.experiment import experiment_names, load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def test_the_page_shows_the_bounds_the_choices_and_the_description_of_each_key()
         "title": "Group Size",
         "type": "integer",
     }
-    assert shown["estimator"]["enum"] == ["tempo", "grpo", "dr_grpo", "rloo", "ppo"]
+    assert shown["estimator"]["enum"] == list(ESTIMATORS)
     assert set(shown) == {field.name for field in dataclasses.fields(Experiment)}
     assert all(entry.get("description") or "$ref" in entry for entry in shown.values())
     assert "training" in definitions["RerunForm"]["properties"]["from_stage"]["enum"]
