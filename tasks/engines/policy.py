@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -128,27 +127,6 @@ def save_policy(policy: Policy, folder: Path) -> None:
     policy.model.generation_config._from_model_config = False
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
-
-
-def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path) -> None:
-    """Write AdamW's moments by parameter name, and torch's random state, as one safetensors file."""
-    tensors = {
-        f"{names[parameter]}:{key}": value.detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-    tensors["rng_state"] = torch.get_rng_state()
-    folder.mkdir()
-    save_file(tensors, folder / "optimizer.safetensors")
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str], folder: Path) -> None:
-    """Restore what `save_optimizer` wrote; the optimiser then continues to the bit on the same machine."""
-    tensors = load_file(folder / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("rng_state"))
-    for parameter, name in names.items():
-        state = {key: tensors[f"{name}:{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
 
 
 def vocabulary(tokenizer: Any) -> tuple[list[int], list[str]]:
