@@ -8,10 +8,9 @@
 
 One update = gradient of the clipped surrogate (token mean, no KL, per-token advantages) on the cell's batch, its norm,
 one AdamW step; fp32. Model and batch: training_cells.py. What the peers do and what differs: training_peers.py. Each
-contender is a process of its own that answers one request at a time; all run with one thread and our settings of malloc
-and denormal numbers, from which the peers gain too (but see --peers-as-installed). First every contender's gradient is
-compared with that of padded (norm of the difference at most 1e-5 of the gradient's for ours, 1e-4 for the peers), then
-memory is measured, then time: A B B A.
+contender is a process of its own that answers one request at a time; all run with one thread and the same settings of
+malloc and denormal numbers. First every contender's gradient is compared with that of padded (norm of the difference at
+most 1e-5 of the gradient's for ours, 1e-4 for the peers), then memory is measured, then time: A B B A.
 
     tokens/s   prompt + completion tokens of all completions, each prompt once per completion, padding never: the same
                number for every contender; over median CPU seconds (the median wall seconds stand beside them)
@@ -34,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from training_cells import Cell, Flops, Inputs, make_inputs, make_policy, padded_rows
+from training_cells import BATCH_TOKENS, Cell, Flops, Inputs, make_inputs, make_policy, padded_rows
 from training_goals import goals
 from training_worker import ROOT, Contender, one_thread, workers
 
@@ -48,7 +47,6 @@ PEER_NAMES = ("prefix-grouper", "trl")
 GOAL_CELLS = ["256/128/8", "512/64/8", "256/64/8", "32/512/8", "1024/64/16", "64/128/4", "256/128/1"]
 GRID = [f"{p}/{c}/{g}" for p in (32, 256, 1024) for c in (64, 512) for g in (4, 16)]
 QUICK = ["256/128/8", "256/64/8/shared"]
-AS_INSTALLED = "peers without our settings of malloc and denormal numbers, TRL with gradient checkpointing"
 TOLERANCE = dict.fromkeys(LAYOUTS, 1e-5) | dict.fromkeys(PEER_NAMES, 1e-4)
 
 
@@ -68,14 +66,12 @@ def parse_cell(text: str, is_ragged: bool) -> Cell:
     return Cell(prompt=prompt, completion=completion, group=group, is_shared=bool(shared), is_ragged=is_ragged)
 
 
-def commands(folder: Path, names: list[str], args: argparse.Namespace) -> dict[str, list[str]]:
+def commands(folder: Path, names: list[str], micro_batch_tokens: int) -> dict[str, list[str]]:
     """How each contender is started."""
 
     def command(name: str) -> list[str]:
-        is_peer = name in PEER_NAMES
-        python, script = (PEER_PYTHON, "training_peers.py") if is_peer else (sys.executable, "training_ours.py")
-        words = [python, Path(__file__).with_name(script), name, folder, args.micro_batch_tokens]
-        return [str(word) for word in words] + ["as-installed"] * (is_peer and args.peers_as_installed)
+        python, script = (PEER_PYTHON, "training_peers") if name in PEER_NAMES else (sys.executable, "training_ours")
+        return [str(python), str(Path(__file__).with_name(f"{script}.py")), name, str(folder), str(micro_batch_tokens)]
 
     return {name: command(name) for name in names}
 
@@ -115,18 +111,12 @@ def measure(cell: Cell, names: list[str], args: argparse.Namespace) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="tempo-training-") as name:
         folder = Path(name)
         policy, inputs = make_policy(args.vocab, folder / "policy"), make_inputs(cell, args.vocab)
-        with torch.no_grad():
-            logprobs_N = torch.cat(
-                [
-                    completion_logprobs(policy, [prompt], [completion], 1.0)[0]
-                    for prompt, completion in zip(inputs.row_prompts, inputs.completions, strict=True)
-                ]
-            )
-        inputs.sampler_logprobs_N[:] = logprobs_N.numpy()
+        rows = inputs.row_prompts, inputs.completions
+        inputs.sampler_logprobs_N[:] = completion_logprobs(policy, *rows, 1.0, micro_batch_tokens=BATCH_TOKENS)[0]
         inputs.save(folder / "batch.npz")
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         speeds: list[float] = []
-        with workers(commands(folder, names, args), folder) as contenders:
+        with workers(commands(folder, names, args.micro_batch_tokens), folder) as contenders:
             answers = check_gradients(folder, contenders)
             peaks = {name: contender.ask("memory")["peak_bytes"] for name, contender in contenders.items()}
             for turn in range(2 * args.rounds):
@@ -192,7 +182,6 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="the goals' cells and prompt x completion x G around them")
     parser.add_argument("--head", action="store_true", help="the output head alone")
     parser.add_argument("--contenders", default=",".join((*LAYOUTS, *PEER_NAMES)), help="the first is the measure")
-    parser.add_argument("--peers-as-installed", action="store_true", help=AS_INSTALLED)
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--equal-lengths", action="store_true", help="no ragged completions")
     parser.add_argument("--micro-batch-tokens", type=int, default=8192)

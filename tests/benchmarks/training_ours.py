@@ -1,20 +1,21 @@
 """One of our layouts as a worker of training.py: python training_ours.py LAYOUT FOLDER MICRO_BATCH_TOKENS."""
 
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from training_cells import load_inputs
 from training_worker import one_thread, save_gradient, serve
 
+from tasks.core.objective import Objective
+from tasks.engines.batch import Batch, choose_layout
+from tasks.engines.optimizer import make_optimizer
 from tasks.engines.policy import load_policy
-from tasks.engines.trainer import Batch, Objective, make_optimizer, policy_update
+from tasks.engines.trainer import policy_update
 
-OBJECTIVE = Objective(
-    clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalization="token_mean", max_tokens=0, temperature=1.0
-)
+OBJECTIVE = Objective(clip_low=0.2, clip_high=0.28, dual_clip=3.0, normalization="token_mean")
 LEARNING_RATE = 1e-6
 """So small that the policy stays on policy over the timed updates: no token is clipped anywhere."""
 MAX_GRAD_NORM = 1e9
@@ -24,10 +25,8 @@ MAX_GRAD_NORM = 1e9
 def main() -> None:
     layout, folder, micro_batch_tokens = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     one_thread()
-    import torch
-
     inputs, policy = load_inputs(folder / "batch.npz"), load_policy(folder / "policy", "", torch.device("cpu"))
-    optimizer, _ = make_optimizer(policy, learning_rate=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.999))
+    optimizer, _ = make_optimizer(policy.model, learning_rate=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.999))
     cuts = inputs.ends[:-1]
     batch = Batch(
         inputs.row_prompts,
@@ -37,22 +36,21 @@ def main() -> None:
         np.split(inputs.advantages_N, cuts),
     )
 
-    keyword = {"layout": layout} if "layout" in inspect.signature(policy_update).parameters else {}
-
     def update() -> dict[str, Any]:
         return policy_update(
             policy,
             optimizer,
             batch,
             OBJECTIVE,
-            **keyword,
+            layout=layout,
             micro_batch_tokens=micro_batch_tokens,
             max_grad_norm=MAX_GRAD_NORM,
         )
 
     def save(row: dict[str, Any]) -> dict[str, Any]:
         save_gradient(policy.model, folder / f"{layout}.safetensors")
-        return {"loss": row["loss"], "layout": row.get("layout", layout)}
+        chosen = choose_layout(layout, policy.model, batch.prompts, batch.completions, batch.group_index_R)
+        return {"loss": row["loss"], "layout": chosen}
 
     serve(update, save)
 

@@ -1,4 +1,4 @@
-"""The peers as workers, in .venv-peers: python training_peers.py NAME FOLDER MICRO_BATCH_TOKENS [as-installed].
+"""The peers as workers, in .venv-peers: python training_peers.py NAME FOLDER MICRO_BATCH_TOKENS.
 
 TRL: GRPOTrainer's own training loop, from `on_step_begin` to `on_step_end` (forward, loss, backward, gradient norm,
 optimiser step); only `_generate_and_score_completions` is replaced, by the batch. As favourable to it as its options
@@ -62,7 +62,7 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = self.link.wait() == "exit"
 
 
-def trl(folder: Path, micro_batch_tokens: int, *, as_installed: bool) -> None:
+def trl(folder: Path, micro_batch_tokens: int) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -105,7 +105,7 @@ def trl(folder: Path, micro_batch_tokens: int, *, as_installed: bool) -> None:
         max_grad_norm=MAX_GRAD_NORM,
         max_steps=10_000,
         bf16=False,
-        gradient_checkpointing=as_installed,
+        gradient_checkpointing=False,
         use_cpu=True,
         logging_strategy="no",
         save_strategy="no",
@@ -183,7 +183,7 @@ def grouper_logprobs(model: Any, inputs: Inputs, groups: list[int]) -> torch.Ten
     return torch.log_softmax(logits, dim=-1).gather(1, ids[mask][:, None])[:, 0]
 
 
-def prefix_grouper(folder: Path, micro_batch_tokens: int, *, as_installed: bool) -> None:
+def prefix_grouper(folder: Path, micro_batch_tokens: int) -> None:
     AttentionInterface.register("prefix_grouper", attend)
     AttentionMaskInterface.register("prefix_grouper", lambda *args, **kwargs: None)
     inputs = load_inputs(folder / "batch.npz")
@@ -231,7 +231,5 @@ def prefix_grouper(folder: Path, micro_batch_tokens: int, *, as_installed: bool)
 
 
 if __name__ == "__main__":
-    is_as_installed = sys.argv[4:] == ["as-installed"]
-    one_thread(as_installed=is_as_installed)
-    peer = {"trl": trl, "prefix-grouper": prefix_grouper}[sys.argv[1]]
-    peer(Path(sys.argv[2]), int(sys.argv[3]), as_installed=is_as_installed)
+    one_thread()
+    {"trl": trl, "prefix-grouper": prefix_grouper}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

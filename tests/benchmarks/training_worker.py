@@ -83,16 +83,14 @@ def serve(update: Callable[[], Any], save: Callable[[Any], dict[str, Any]]) -> N
         link.say(figures | (save(result) if command == "first" else {}))
 
 
-def one_thread(*, as_installed: bool = False) -> None:
-    """One thread, and unless `as_installed` the product's settings of malloc and of denormal numbers."""
+def one_thread() -> None:
+    """One thread and the product's settings of malloc and of denormal numbers, the same for every contender."""
     import torch
 
     from tasks.engines.policy import configure_cpu
 
-    torch.set_num_threads(1)
+    configure_cpu(1, 0)
     torch.set_num_interop_threads(1)
-    if not as_installed:
-        configure_cpu(1, 0)
 
 
 def save_gradient(model: Any, path: Path) -> None:
