@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint check bench clean
+.PHONY: help setup demo test test-slow lint check bench bench-training clean
 
 help:
 	@echo "make setup   install everything, pinned, into $(VENV) (once; offline afterwards)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow   the tests that are longer than CI allows"
 	@echo "make check   lint, strict types, dependency rule"
 	@echo "make bench   measure the credit stage, and what artifacts and Prefect cost"
+	@echo "make bench-training   measure the training step against TRL and prefix-grouper, installed into .venv-peers"
 
 setup: $(STAMP)
 
@@ -52,5 +53,9 @@ bench: setup
 	@$(BIN)/python tests/benchmarks/credit.py
 	@$(BIN)/python tests/benchmarks/orchestration.py
 
+bench-training: setup
+	@test -x .venv-peers/bin/trl || $(BIN)/python tests/benchmarks/training.py --setup-peers
+	@$(BIN)/python tests/benchmarks/training.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-peers build *.egg-info

@@ -62,37 +62,14 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = self.link.wait() == "exit"
 
 
-def trl(folder: Path, micro_batch_tokens: int) -> None:
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+def trl_config(folder: Path, micro_batch: int, accumulation: int, group: int) -> Any:
+    """TRL's settings that make its step comparable: see above."""
+    from trl import GRPOConfig
 
-    inputs = load_inputs(folder / "batch.npz")
-    prompts, completions, mask, advantages = rows_of(inputs)
-    num_rows = len(prompts)
-    fitting = max(micro_batch_tokens // (prompts.shape[1] + completions.shape[1]), 1)
-    micro_batch = max(d for d in range(1, num_rows + 1) if num_rows % d == 0 and d <= fitting)
-    group = num_rows // len(inputs.prompts)
-
-    class Trainer(GRPOTrainer):  # type: ignore[misc]
-        def _generate_and_score_completions(self, *_: Any) -> dict[str, torch.Tensor]:
-            return {
-                "prompt_ids": prompts,
-                "prompt_mask": torch.ones_like(prompts),
-                "completion_ids": completions,
-                "completion_mask": mask,
-                "advantages": advantages,
-                "num_items_in_batch": mask.sum(),
-            }
-
-        def compute_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            loss: torch.Tensor = super().compute_loss(*args, **kwargs)
-            steps.losses.append(loss.detach())
-            return loss
-
-    config = GRPOConfig(
+    return GRPOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=num_rows // micro_batch,
+        gradient_accumulation_steps=accumulation,
         num_generations=group,
         num_iterations=1,
         loss_type="dapo",
@@ -113,10 +90,38 @@ def trl(folder: Path, micro_batch_tokens: int) -> None:
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
+
+
+def trl(folder: Path, micro_batch_tokens: int) -> None:
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    inputs = load_inputs(folder / "batch.npz")
+    prompts, completions, mask, advantages = rows_of(inputs)
+    num_rows = len(prompts)
+    fitting = max(micro_batch_tokens // (prompts.shape[1] + completions.shape[1]), 1)
+    micro_batch = max(d for d in range(1, num_rows + 1) if num_rows % d == 0 and d <= fitting)
+
+    class Trainer(GRPOTrainer):  # type: ignore[misc]
+        def _generate_and_score_completions(self, *_: Any) -> dict[str, torch.Tensor]:
+            return {
+                "prompt_ids": prompts,
+                "prompt_mask": torch.ones_like(prompts),
+                "completion_ids": completions,
+                "completion_mask": mask,
+                "advantages": advantages,
+                "num_items_in_batch": mask.sum(),
+            }
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss: torch.Tensor = super().compute_loss(*args, **kwargs)
+            steps.losses.append(loss.detach())
+            return loss
+
     trainer = Trainer(
         model=Qwen3ForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=config,
+        args=trl_config(folder, micro_batch, num_rows // micro_batch, num_rows // len(inputs.prompts)),
         train_dataset=Dataset.from_dict({"prompt": ["x"] * num_rows}),
         processing_class=AutoTokenizer.from_pretrained(folder / "policy"),
     )
@@ -153,27 +158,12 @@ def grouper_logprobs(model: Any, inputs: Inputs, groups: list[int]) -> torch.Ten
     mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
     sizes = [int((inputs.group_index_R == g).sum()) for g in groups]
     grouper = PrefixGrouper.from_ungrouped_masks(torch.ones_like(prompts), mask, sizes, "cpu")
-    position = [
-        np.concatenate(
-            [
-                np.arange(len(inputs.prompts[g])),
-                *(
-                    len(inputs.prompts[g]) + np.arange(len(inputs.completions[r]))
-                    for r in rows
-                    if inputs.group_index_R[r] == g
-                ),
-            ]
-        )
-        for g in groups
-    ]
-    positions = torch.zeros(grouper.padding_mask.shape, dtype=torch.int64)
-    for row, values in zip(positions, position, strict=True):
-        row[: len(values)] = torch.from_numpy(values)
-    size = prompts.shape[1]
-    causal = torch.ones(ids.shape[1], size + ids.shape[1], dtype=torch.bool).tril(size)
+    whole, size, longest = torch.ones_like(prompts), prompts.shape[1], ids.shape[1]
+    positions = torch.arange(size).expand_as(prompts), size + torch.arange(longest).expand_as(ids)
+    causal = torch.ones(longest, size + longest, dtype=torch.bool).tril(size)
     hidden = model.base_model(
-        input_ids=grouper.concat_input(prompts, torch.ones_like(prompts), ids, mask),
-        position_ids=positions,
+        input_ids=grouper.concat_input(prompts, whole, ids, mask),
+        position_ids=grouper.concat_input(positions[0], whole, positions[1], mask),
         use_cache=False,
         prefix_grouper=grouper,
         masks=causal & grouper.suffix_attn_mask[:, None, None, :],
@@ -181,6 +171,20 @@ def grouper_logprobs(model: Any, inputs: Inputs, groups: list[int]) -> torch.Ten
     _, _, after, after_mask = grouper.split_output(hidden, include_prefix_last=1)
     logits = model.lm_head(after[:, :-1][after_mask[:, 1:]])
     return torch.log_softmax(logits, dim=-1).gather(1, ids[mask][:, None])[:, 0]
+
+
+def whole_groups(inputs: Inputs, budget: int) -> list[list[int]]:
+    """Groups in order, cut so that groups * longest is within the budget: prefix-grouper pads to the longest."""
+    lengths = [len(completion) for completion in inputs.completions]
+    widths_P = [len(prompt) for prompt in inputs.prompts] + np.bincount(inputs.group_index_R, lengths)
+    micro_batches: list[list[int]] = []
+    for g in range(len(widths_P)):
+        last = [*micro_batches[-1], g] if micro_batches else []
+        if last and len(last) * widths_P[last].max() <= budget:
+            micro_batches[-1] = last
+        else:
+            micro_batches.append([g])
+    return micro_batches
 
 
 def prefix_grouper(folder: Path, micro_batch_tokens: int) -> None:
@@ -191,18 +195,7 @@ def prefix_grouper(folder: Path, micro_batch_tokens: int) -> None:
         folder / "policy", dtype=torch.float32, attn_implementation="prefix_grouper"
     ).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, foreach=True)
-    widths = [
-        len(prompt) + sum(len(c) for c, of in zip(inputs.completions, inputs.group_index_R, strict=True) if of == g)
-        for g, prompt in enumerate(inputs.prompts)
-    ]
-    micro_batches: list[list[int]] = []
-    for g in range(len(widths)):
-        if micro_batches and (len(micro_batches[-1]) + 1) * max(widths[g] for g in [*micro_batches[-1], g]) <= (
-            micro_batch_tokens
-        ):
-            micro_batches[-1].append(g)
-        else:
-            micro_batches.append([g])
+    micro_batches = whole_groups(inputs, micro_batch_tokens)
     of_token = np.repeat(inputs.group_index_R, [len(c) for c in inputs.completions])
 
     def update() -> tuple[float, list[torch.Tensor]]:

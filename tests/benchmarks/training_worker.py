@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -117,8 +118,6 @@ class Contender:
     """A worker process, from the coordinator's side."""
 
     def __init__(self, name: str, command: list[str], folder: Path) -> None:
-        import subprocess
-
         self.name, self._log = name, folder / f"{name}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -145,11 +144,12 @@ class Contender:
             self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
-        except Exception:
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
 
 def _environment() -> dict[str, str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"), "1")
-    return os.environ | threads | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """One thread in every library, and no connection."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return os.environ | threads | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
