@@ -110,7 +110,7 @@ def measure(cell: Cell, names: list[str], args: argparse.Namespace) -> dict[str,
     """Figures of every contender, by name; equality first."""
     with tempfile.TemporaryDirectory(prefix="tempo-training-") as name:
         folder = Path(name)
-        policy, inputs = make_policy(args.vocab, folder / "policy"), make_inputs(cell, args.vocab)
+        policy, inputs = make_policy(args.vocab, args.layers, folder / "policy"), make_inputs(cell, args.vocab)
         rows = inputs.row_prompts, inputs.completions
         inputs.sampler_logprobs_N[:] = completion_logprobs(policy, *rows, 1.0, micro_batch_tokens=BATCH_TOKENS)[0]
         inputs.save(folder / "batch.npz")
@@ -155,12 +155,14 @@ def figures(layout: str, inputs: Inputs, policy: Policy, budget: int) -> dict[st
     }
 
 
-def report(cell: Cell, measured: dict[str, dict[str, Any]], vocabulary: int) -> None:
-    any_row = next(iter(measured.values()))
+def report(cell: Cell, measured: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+    """The cell's table and what the goals say of it."""
+    any_row, error = next(iter(measured.values())), max(row["error"] for row in measured.values())
     print(
-        f"\n{cell.name}, V {vocabulary}: {cell.num_groups} groups, {any_row['tokens']} tokens; GEMM "
-        f"{any_row['gemm'] / 1e9:.0f} GFLOP/s; gradients equal to {max(row['error'] for row in measured.values()):.0e}"
+        f"\n{cell.name}, {args.layers} layers, V {args.vocab}: {cell.num_groups} groups, {any_row['tokens']} tokens; ",
+        end="",
     )
+    print(f"GEMM {any_row['gemm'] / 1e9:.0f} GFLOP/s; gradients equal to {error:.0e}")
     titles = ("tokens/s", "CPU s", "wall s", "peak MB", "GEMM", "x padded", "x TRL", "FLOPs")
     print(" " * 16 + "".join(f"{title:>9}" for title in titles))
     for name, row in measured.items():
@@ -170,7 +172,7 @@ def report(cell: Cell, measured: dict[str, dict[str, Any]], vocabulary: int) -> 
             f"{label:<16}{row['tokens'] / row['cpu']:9.0f}{row['cpu']:9.2f}{row['wall']:9.2f}{row['peak'] / 2**20:9.0f}"
             f"{row['flops'] / row['cpu'] / row['gemm']:9.0%}{ratios[0]:>9}{ratios[1]:>9}{row['flop_ratio']:9.2f}"
         )
-    for line in goals(cell, measured, vocabulary):
+    for line in goals(cell, measured, args.vocab):
         print(f"  {line}", flush=True)
 
 
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--head", action="store_true", help="the output head alone")
     parser.add_argument("--contenders", default=",".join((*LAYOUTS, *PEER_NAMES)), help="the first is the measure")
     parser.add_argument("--vocab", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=6, help="of the model: see make_policy")
     parser.add_argument("--equal-lengths", action="store_true", help="no ragged completions")
     parser.add_argument("--micro-batch-tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=2, help="rounds of A B B A")
@@ -203,7 +206,7 @@ def main() -> None:
         chosen = [cell for pair in both for cell in pair]
     for text in chosen:
         cell = parse_cell(text, not args.equal_lengths)
-        report(cell, measure(cell, names, args), args.vocab)
+        report(cell, measure(cell, names, args), args)
     return None
 
 
