@@ -62,7 +62,7 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = self.link.wait() == "exit"
 
 
-def trl_config(folder: Path, micro_batch: int, accumulation: int, group: int) -> Any:
+def trl_config(folder: Path, micro_batch: int, accumulation: int) -> Any:
     """TRL's settings that make its step comparable: see above."""
     from trl import GRPOConfig
 
@@ -70,7 +70,7 @@ def trl_config(folder: Path, micro_batch: int, accumulation: int, group: int) ->
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
-        num_generations=group,
+        num_generations=micro_batch * accumulation,  # of no effect on the step; must divide the batch and be above 1
         num_iterations=1,
         loss_type="dapo",
         beta=0.0,
@@ -121,7 +121,7 @@ def trl(folder: Path, micro_batch_tokens: int) -> None:
     trainer = Trainer(
         model=Qwen3ForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=trl_config(folder, micro_batch, num_rows // micro_batch, num_rows // len(inputs.prompts)),
+        args=trl_config(folder, micro_batch, num_rows // micro_batch),
         train_dataset=Dataset.from_dict({"prompt": ["x"] * num_rows}),
         processing_class=AutoTokenizer.from_pretrained(folder / "policy"),
     )
