@@ -2,7 +2,7 @@
 
 Inside a chunk the logits give the log-probabilities, these the loss and its derivative by each of them, and that the
 derivative by the logits, written over them; the products with the head's weight and with the hidden states follow at
-once. Logits are neither kept nor made again: memory is two chunks of V, whatever the number of tokens. This is exact
+once. Logits are neither kept nor made again: memory is one chunk of V, whatever the number of tokens. This is exact
 where the loss is a sum over tokens of functions of the token's log-probability and entropy, as ours is.
 """
 
@@ -19,8 +19,11 @@ from tasks.core.layout import Layout
 
 MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits held at once, by kind of device: 128 MB in fp32 on a CPU, where a chunk this size keeps matrix products at
-their peak, and 1 GB on a GPU, where each chunk also costs a pass over the weight's gradient. A gradient by the logits
-takes as much again."""
+their peak, and 1 GB on a GPU, where each chunk also costs a pass over the weight's gradient."""
+
+BLOCK_LOGITS = 2**18
+"""Logits that a CPU normalises at once: 1 MB in fp32 and as much of exponentials stay in its cache (0.6 of the time
+that whole chunks take, at V = 32k and 152k)."""
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the context that forward passes and products with the head's weight run in."""
@@ -29,7 +32,7 @@ TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(log-probabilities, entropies, their indices among the N tokens) -> sum of the weighted losses of those tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class HeadResult:
     """What the pass over the head gives, but for the weight's gradient, which is added to `weight.grad`."""
 
@@ -73,27 +76,43 @@ def head_pass(
     kind = torch.promote_types(hidden_UH.dtype, torch.float32)
     logprob_N, entropy_N = torch.empty(2, num_tokens, dtype=kind, device=hidden_UH.device)
     cotangent_UH = torch.empty_like(hidden_UH)
-    loss, product = 0.0, _Product(head, autocast, hidden_UH.device)
+    product = _Product(head, autocast, hidden_UH.device)
+    result = HeadResult(0.0, cotangent_UH, logprob_N, entropy_N)
     for chunk in _chunks(layout, head.weight.shape[0], hidden_UH.device):
-        logits_uV = product.logits(hidden_UH[chunk.rows]).to(kind)
-        if temperature != 1:
-            logits_uV /= temperature
-        logprob_e, entropy_e, exp_uV, total_u = _softmax(logits_uV, chunk)
-        logprob_n = logprob_e[chunk.token_edge_n].requires_grad_()
-        entropy_n = entropy_e[chunk.token_edge_n].requires_grad_()
-        with torch.enable_grad():
-            part = token_loss(logprob_n, entropy_n, chunk.tokens_n)
-            by_logprob_n, by_entropy_n = torch.autograd.grad(part, (logprob_n, entropy_n), allow_unused=True)
-        loss += float(part.detach())
-        logprob_N[chunk.tokens_n], entropy_N[chunk.tokens_n] = logprob_n.detach(), entropy_n.detach()
-        if not any(by is not None and by.any() for by in (by_logprob_n, by_entropy_n)):
-            cotangent_UH[chunk.rows] = 0
-            continue
-        by_logits_uV = _by_logits(logits_uV, exp_uV, total_u, chunk, by_logprob_n, by_entropy_n)
-        if temperature != 1:
-            by_logits_uV /= temperature
-        cotangent_UH[chunk.rows] = product.backward(hidden_UH[chunk.rows], by_logits_uV)
-    return HeadResult(loss, cotangent_UH, logprob_N, entropy_N)
+        result.loss += _chunk_pass(product, hidden_UH[chunk.rows], chunk, token_loss, temperature, result)
+    return result
+
+
+def _chunk_pass(
+    product: "_Product", hidden_uH: Tensor, chunk: _Chunk, token_loss: TokenLoss, temperature: float, result: HeadResult
+) -> float:
+    """Put one chunk's figures and cotangent into the result; returns its loss."""
+    logits_uV = product.logits(hidden_uH).to(result.logprob_N.dtype)
+    if temperature != 1:
+        logits_uV /= temperature
+    log_total_u, entropy_u = _normalise(logits_uV)
+    logprob_e = logits_uV[chunk.edge_row_e, chunk.edge_token_e] - log_total_u[chunk.edge_row_e]
+    row_n = chunk.edge_row_e[chunk.token_edge_n]
+    logprob_n, entropy_n = logprob_e[chunk.token_edge_n].requires_grad_(), entropy_u[row_n].requires_grad_()
+    with torch.enable_grad():
+        part = token_loss(logprob_n, entropy_n, chunk.tokens_n)
+        by_logprob_n, by_entropy_n = torch.autograd.grad(part, (logprob_n, entropy_n), allow_unused=True)
+    result.logprob_N[chunk.tokens_n], result.entropy_N[chunk.tokens_n] = logprob_n.detach(), entropy_n.detach()
+    if not any(by is not None and by.any() for by in (by_logprob_n, by_entropy_n)):
+        result.cotangent_UH[chunk.rows] = 0
+        return float(part.detach())
+    by_row_u, by_entropy_u = (
+        None if by is None else torch.zeros_like(log_total_u).index_add_(0, row_n, by)
+        for by in (by_logprob_n, by_entropy_n)
+    )
+    _to_gradient(logits_uV, log_total_u, entropy_u, by_row_u, by_entropy_u)
+    if by_logprob_n is not None:
+        index = (row_n, chunk.edge_token_e[chunk.token_edge_n])
+        logits_uV.index_put_(index, by_logprob_n, accumulate=True)
+    if temperature != 1:
+        logits_uV /= temperature
+    result.cotangent_UH[chunk.rows] = product.backward(hidden_uH, logits_uV)
+    return float(part.detach())
 
 
 @torch.no_grad()
@@ -109,9 +128,11 @@ def head_logprobs(
         logits_uV = product.logits(hidden_UH[chunk.rows]).to(kind)
         if temperature != 1:
             logits_uV /= temperature
-        logprob_e, entropy_e, _, _ = _softmax(logits_uV, chunk)
+        log_total_u, entropy_u = _normalise(logits_uV)
+        logprob_e = logits_uV[chunk.edge_row_e, chunk.edge_token_e] - log_total_u[chunk.edge_row_e]
         logprob_N[chunk.tokens_n] = logprob_e[chunk.token_edge_n]
-        entropy_N[chunk.tokens_n] = entropy_e[chunk.token_edge_n]
+        entropy_N[chunk.tokens_n] = entropy_u[chunk.edge_row_e[chunk.token_edge_n]]
+        del logits_uV  # before the next chunk's are made
     return logprob_N, entropy_N
 
 
@@ -134,48 +155,52 @@ def _chunks(layout: Layout, vocabulary: int, device: torch.device) -> Iterator[_
         yield _Chunk(slice(low, high), *(torch.from_numpy(array).to(device) for array in arrays))
 
 
-@torch.no_grad()
-def _softmax(logits_uV: Tensor, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probability and entropy of each edge; exp(logits - max) and its sums. The logits become logits - max.
-
-    With z = logits - max and s = sum(exp z): log p = z - log s, entropy = log s - sum(exp(z) z) / s.
-    """
-    logits_uV -= logits_uV.amax(dim=1, keepdim=True)
-    exp_uV = logits_uV.exp()
-    total_u = exp_uV.sum(dim=1)
-    entropy_u = total_u.log() - torch.einsum("uv,uv->u", exp_uV, logits_uV) / total_u
-    logprob_e = logits_uV[chunk.edge_row_e, chunk.edge_token_e] - total_u.log()[chunk.edge_row_e]
-    return logprob_e, entropy_u[chunk.edge_row_e], exp_uV, total_u
+def _blocks(logits_uV: Tensor) -> Iterator[slice]:
+    """Rows that are normalised at once: those of the cache on a CPU, all of them elsewhere."""
+    num_rows, vocabulary = logits_uV.shape
+    size = max(BLOCK_LOGITS // vocabulary, 1) if logits_uV.device.type == "cpu" else num_rows
+    for low in range(0, num_rows, size):
+        yield slice(low, min(low + size, num_rows))
 
 
 @torch.no_grad()
-def _by_logits(
-    logits_uV: Tensor,
-    exp_uV: Tensor,
-    total_u: Tensor,
-    chunk: _Chunk,
-    by_logprob_n: Tensor | None,
-    by_entropy_n: Tensor | None,
-) -> Tensor:
-    """d loss / d logits, written over exp_uV: with g and h the derivatives by log p and entropy H, summed over an edge
+def _normalise(logits_uV: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the sum of exponentials, and entropy, of each row. The logits become z = logits - max.
 
-    d loss / d logits = g * (onehot - p) - h * p * (log p + H)
+    With s = sum(exp z): log p = z - log s, entropy = log s - sum(exp(z) z) / s.
     """
-    row_n = chunk.edge_row_e[chunk.token_edge_n]
-    by_row_u = torch.zeros_like(total_u)
-    if by_logprob_n is not None:
-        by_row_u.index_add_(0, row_n, by_logprob_n)
-    if by_entropy_n is not None:
-        h_u = torch.zeros_like(total_u).index_add_(0, row_n, by_entropy_n)
-        mean_u = torch.einsum("uv,uv->u", exp_uV, logits_uV) / total_u  # log p + H = z - sum(p z)
-        logits_uV.sub_(mean_u[:, None]).mul_(h_u[:, None]).add_(by_row_u[:, None])
-        exp_uV.mul_(logits_uV).mul_(-1 / total_u[:, None])
-    else:
-        exp_uV.mul_((-by_row_u / total_u)[:, None])
-    if by_logprob_n is not None:
-        index = (row_n, chunk.edge_token_e[chunk.token_edge_n])
-        exp_uV.index_put_(index, by_logprob_n, accumulate=True)
-    return exp_uV
+    log_total_u, entropy_u = logits_uV.new_empty(2, len(logits_uV))
+    for rows in _blocks(logits_uV):
+        z_bV = logits_uV[rows]
+        z_bV -= z_bV.amax(dim=1, keepdim=True)
+        exp_bV = z_bV.exp()
+        total_b = exp_bV.sum(dim=1)
+        log_total_u[rows] = total_b.log()
+        entropy_u[rows] = log_total_u[rows] - torch.einsum("bv,bv->b", exp_bV, z_bV) / total_b
+    return log_total_u, entropy_u
+
+
+@torch.no_grad()
+def _to_gradient(
+    z_uV: Tensor, log_total_u: Tensor, entropy_u: Tensor, by_row_u: Tensor | None, by_entropy_u: Tensor | None
+) -> None:
+    """Turn z into d loss / d logits but for the targets' own term: with g and h the derivatives of the loss by a row's
+    log-probabilities, summed, and by its entropy H,
+
+        d loss / d logits = g * (onehot - p) - h * p * (log p + H)
+    """
+    for rows in _blocks(z_uV):
+        log_p_bV = z_uV[rows]
+        log_p_bV -= log_total_u[rows, None]
+        if by_entropy_u is None:
+            assert by_row_u is not None
+            log_p_bV.exp_().mul_(-by_row_u[rows, None])
+            continue
+        p_bV = log_p_bV.exp()
+        log_p_bV.add_(entropy_u[rows, None]).mul_(-by_entropy_u[rows, None])
+        if by_row_u is not None:
+            log_p_bV -= by_row_u[rows, None]
+        log_p_bV *= p_bV
 
 
 class _Product:
