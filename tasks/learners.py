@@ -116,5 +116,8 @@ def _critic_trainer(critic: Part, device: "torch.device", config: CriticConfig, 
         optimizer=adam,
         names=names,
         **{name: getattr(config, name) for name in ("value_clip", "value_coefficient", "max_grad_norm")},
-        **{name: getattr(train, name) for name in ("micro_batch_tokens", "layout", "precision")},
+        **{
+            name: getattr(train, name)
+            for name in ("micro_batch_tokens", "layout", "precision", "gradient_checkpointing")
+        },
     )

@@ -7,9 +7,10 @@ backward adds up over the branches. Rows without suffixes (padded) get the usual
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tasks.core.layout import Suffixes
+from tasks.core.layout import Layout, Suffixes, build_layout
 
 NAME = "owner_suffix"
 
@@ -64,6 +65,9 @@ def attend(
     """Attention over the paths: query [1, heads, T, D], key and value [1, key heads, T, D]; gives [1, T, heads, D]."""
     if paths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    strange = [name for name in ("softcap", "s_aux", "position_bias", "sliding_window") if kwargs.get(name) is not None]
+    if attention_mask is not None or strange:
+        raise NotImplementedError(", ".join(strange) or "a mask of its own")
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave fp32; cast before the keys are gathered
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
@@ -78,7 +82,7 @@ def attend(
     for query_s, key_s, value_s in zip(own, keys, values, strict=True):
         mask = _mask(paths, query_s.shape[2], key_s.shape[2])
         out.append(scaled_dot_product_attention(query_s, key_s, value_s, mask, is_causal=mask is None, scale=scaling))
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _along_paths(states: Tensor, paths: Paths) -> Tensor:
@@ -153,8 +157,16 @@ def owner_suffix_attention(model: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
+def layout_attention(model: Any, layout: Layout) -> AbstractContextManager[None]:
+    """The attention that the layout needs: the model's own for padded rows."""
+    return nullcontext() if layout.suffixes is None else owner_suffix_attention(model)
+
+
 def refusal(model: Any) -> str | None:
-    """Why the model cannot read packed or tree rows, or None: its layers must all be plain causal attention."""
+    """Why the model cannot read packed or tree rows, or None: its layers must all be plain causal attention.
+
+    What its configuration does not say is found out by a tree of five tokens, once per model in memory.
+    """
     config, name = model.config, type(model).__name__
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
@@ -165,7 +177,36 @@ def refusal(model: Any) -> str | None:
         return f"{name} does not call transformers' attention interface"
     if any(getattr(config, key, 0) for key in ("attention_dropout", "attn_pdrop", "hidden_dropout", "resid_pdrop")):
         return f"{name} has dropout, which would differ between the copies of a shared prefix"
-    return None
+    if model.device.type == "meta":
+        return None
+    if model not in _probed:
+        _probed[model] = _probe(model)
+    return _probed[model]
+
+
+_probed: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+"""What `_probe` found of each model."""
+
+
+@torch.no_grad()
+def _probe(model: Any) -> str | None:
+    """Whether the hidden states of a small tree are those of padded rows: None, or what differs."""
+    prompt, completions = np.array([1, 2], np.int32), [np.array([3, 4], np.int32), np.array([3, 5], np.int32)]
+    found = {}
+    for kind in ("padded", "tree"):
+        layout = build_layout(kind, [prompt] * 2, completions, np.zeros(2, np.int64))
+        ids_BL, place_BL = (torch.tensor(x, device=model.device) for x in (layout.token_ids_BL, layout.position_ids_BL))
+        extra = {} if layout.suffixes is None else {"paths": paths_on(model.device, layout.suffixes)}
+        try:
+            with owner_suffix_attention(model) if extra else nullcontext():
+                states_BLH = model.base_model(ids_BL, position_ids=place_BL, use_cache=False, **extra)[0]
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return f"{type(model).__name__} computes attention in a way of its own ({error})"
+        states_UH = states_BLH.reshape(-1, states_BLH.shape[-1])[torch.from_numpy(layout.parent_U).to(model.device)]
+        parent_N = layout.edge_parent_E[layout.token_edge_N]
+        found[kind] = states_UH[torch.from_numpy(parent_N).to(model.device)].float()
+    difference = (found["tree"] - found["padded"]).abs().max() / found["padded"].abs().max().clamp(min=1e-12)
+    return f"{type(model).__name__} gives other hidden states for a tree" if difference > 0.01 else None
 
 
 AttentionInterface.register(NAME, attend)

@@ -50,6 +50,10 @@ class Batch:
         return Batch(**(values | lists | arrays))
 
     @property
+    def num_trained_tokens(self) -> int:
+        return int(self.lengths_R.sum() if self.loss_mask is None else sum(int(mask.sum()) for mask in self.loss_mask))
+
+    @property
     def lengths_R(self) -> NDArray[np.int64]:
         return np.array([len(completion) for completion in self.completions], dtype=np.int64)
 
@@ -76,6 +80,8 @@ def token_signals(batch: Batch, objective: Objective, device: torch.device) -> t
     lengths_R = torch.from_numpy(batch.lengths_R)
     mask_N = None if batch.loss_mask is None else flat(batch.loss_mask, torch.device("cpu"))
     sampler_N = flat(batch.sampler_logprobs, device)
+    if mask_N is not None:  # whatever stands beside a tool's tokens, they weigh 0
+        sampler_N = sampler_N.where(mask_N.to(device), 0)
     weights_N = token_weights(
         lengths_R,
         torch.from_numpy(batch.group_index_R),

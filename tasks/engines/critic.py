@@ -8,7 +8,6 @@ shared  the head alone, on the policy's hidden states; its value loss is part of
 import copy
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from tasks.core.gae import explained_variance
 from tasks.core.layout import Layout, Sequences
 from tasks.core.objective import token_weights
 from tasks.core.value_loss import value_loss
-from tasks.engines.attention import owner_suffix_attention
+from tasks.engines.attention import layout_attention
 from tasks.engines.batch import Batch, choose_layout, micro_batches, token_index
 from tasks.engines.optimizer import Names, NonFiniteUpdate, load_optimizer, save_optimizer
+from tasks.engines.passes import training_passes
 from tasks.engines.policy import Policy
 from tasks.engines.trainer import parent_states
 
@@ -68,7 +68,7 @@ class Critic:
             )
         held = policy if self.model is None else Policy(self.model, None, "")
         assert held is not None
-        with nullcontext() if layout.suffixes is None else owner_suffix_attention(held.model):
+        with layout_attention(held.model, layout):
             hidden_UH = parent_states(held, layout, precision)
         parent_N = torch.from_numpy(layout.edge_parent_E[layout.token_edge_N]).to(hidden_UH.device)
         return hidden_UH.index_select(0, parent_N)
@@ -180,6 +180,11 @@ class ValueTerm:
         self.stored_N, self.returns_N = (
             torch.from_numpy(np.concatenate(signal)).to(weight) for signal in (batch.values, batch.returns)
         )
+        if not batch.num_trained_tokens:
+            raise ValueError(
+                f"expected at least one token to train the critic on, got none in the mini-batch's "
+                f"{len(batch.completions)} completions: leave out the groups whose completions are all empty"
+            )
         self.head, self.lengths_R = critic.head, batch.lengths_R
         self.value_clip, self.coefficient = value_clip, coefficient
         self.loss = 0.0
@@ -223,6 +228,7 @@ class CriticTrainer:
     micro_batch_tokens: int
     layout: str = "padded"
     precision: str = "fp32"
+    gradient_checkpointing: bool = False
 
     def load(self, folder: Path) -> None:
         """Go on with a stored optimiser; where the critic had none yet, with a new one."""
@@ -242,8 +248,8 @@ class CriticTrainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.critic.module.parameters(), self.max_grad_norm))
         if not (math.isfinite(term.loss) and math.isfinite(norm)):
             raise NonFiniteUpdate(
-                f"value loss {term.loss} with gradient norm {norm}: expected finite numbers; no weight was changed. "
-                "Lower critic.learning_rate, or look for returns that are not finite in this step's advantages"
+                f"value loss {term.loss} with gradient norm {norm}: expected finite numbers; no weight was changed in "
+                "storage. Lower critic.learning_rate, or look for returns that are not finite in this step's advantages"
             )
         self.optimizer.step()
         return term.figures() | {"critic_grad_norm": norm}
@@ -255,10 +261,13 @@ class CriticTrainer:
         cut = (batch.prompts, batch.completions, batch.group_index_R)
         model = policy.model if self.critic.is_shared else self.critic.model
         kind = choose_layout(self.layout, model, *cut)
-        for micro_batch in micro_batches(kind, *cut, self.micro_batch_tokens):
-            with torch.set_grad_enabled(not self.critic.is_shared):
-                hidden_NH = self.critic.hidden(policy, micro_batch.layout, self.precision)
-            term(hidden_NH, micro_batch.rows).backward()
+        is_checkpointed = self.gradient_checkpointing and not self.critic.is_shared
+        with training_passes(model, gradient_checkpointing=is_checkpointed):
+            for micro_batch in micro_batches(kind, *cut, self.micro_batch_tokens):
+                with layout_attention(model, micro_batch.layout):  # the backward pass may compute layers again
+                    with torch.set_grad_enabled(not self.critic.is_shared):
+                        hidden_NH = self.critic.hidden(policy, micro_batch.layout, self.precision)
+                    term(hidden_NH, micro_batch.rows).backward()
         return self.step(term)
 
     def warm_up(self, policy: Policy, batch: Batch) -> dict[str, Any]:
@@ -270,6 +279,6 @@ class CriticTrainer:
             "grad_norm": figures["critic_grad_norm"],
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "num_completions": len(batch.completions),
-            "num_tokens": int(batch.lengths_R.sum()),
+            "num_tokens": batch.num_trained_tokens,
             "seconds": time.perf_counter() - started,
         }

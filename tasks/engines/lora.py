@@ -10,7 +10,8 @@ def add_adapters(policy: Policy, *, rank: int, alpha: float, folder: Path | None
     """Freeze the policy's weights and put adapters on every projection but the output head; returns peft's model.
 
     Without a `folder` of stored ones the adapters are new: A random (from torch's random state), B zero, so that the
-    policy stays what it was. Raises ModuleNotFoundError, with the remedy, where peft is not installed.
+    policy stays what it was. Raises ModuleNotFoundError, with the remedy, where peft is not installed, and ValueError
+    where the stored adapters are of another rank or alpha.
     """
     try:
         from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,7 +21,16 @@ def add_adapters(policy: Policy, *, rank: int, alpha: float, folder: Path | None
             "pip install -c constraints.txt -e '.[lora]'"
         ) from None
     if folder is not None:
-        return PeftModel.from_pretrained(policy.model, str(folder), is_trainable=True)
+        adapted = PeftModel.from_pretrained(policy.model, str(folder), is_trainable=True)
+        stored = adapted.peft_config["default"]
+        if (stored.r, stored.lora_alpha) != (rank, alpha):
+            raise ValueError(
+                f"train.lora_rank, train.lora_alpha: expected {stored.r} and {stored.lora_alpha:g}, those of the "
+                f"stored adapters that training goes on with, got {rank} and {alpha:g}; adapters keep their shape: "
+                "train with others from the first step (tempo rerun RUN --from training --step 1) or in a run of its "
+                "own (--set run=NAME)"
+            )
+        return adapted
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )

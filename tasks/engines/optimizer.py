@@ -45,7 +45,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def checked_step(
-    parameters: Iterable[torch.nn.Parameter], optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float
+    parameters: Iterable[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    loss: float,
+    max_grad_norm: float,
+    *,
+    value_loss: float = 0.0,
 ) -> float:
     """Clip and apply the gradient; returns its norm before clipping. A gradient that is absent is 0, and is applied:
     momentum and decay go on where no completion of a mini-batch gave a gradient.
@@ -57,10 +62,12 @@ def checked_step(
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    if not all(map(math.isfinite, (loss, value_loss, norm))):
+        critic = f", value loss {value_loss}," if value_loss else ""
+        rates = "learning rate (train.learning_rate, or critic.learning_rate)" if value_loss else "learning rate"
         raise NonFiniteUpdate(
-            f"loss {loss} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the "
-            "learning rate, or look for completions with non-finite sampler_logprobs in this step's rollouts"
+            f"loss {loss}{critic} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the "
+            f"{rates}, or look for completions with non-finite sampler_logprobs in this step's rollouts"
         )
     optimizer.step()
     return norm

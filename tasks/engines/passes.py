@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -16,22 +17,27 @@ def precision_context(precision: str, device: torch.device) -> AbstractContextMa
 
 @contextmanager
 def training_passes(model: Any, *, gradient_checkpointing: bool) -> Iterator[None]:
-    """Training without dropout (importance ratios would be noise), and with or without kept activations.
+    """Passes in evaluation mode (dropout would make importance ratios noise), with or without kept activations.
 
     With `gradient_checkpointing` each layer keeps its input and computes the rest again in the backward pass; the
-    numbers stay the same.
+    numbers stay the same. transformers checkpoints layers in training mode only, so the layers are put into it, and
+    what is inside them, where dropout would take part, is not.
     """
-    before = {module: module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
-    for module in before:
-        module.p = 0.0
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers checkpoints in training mode only
+    if not gradient_checkpointing:
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"train.gradient_checkpointing: expected a model whose layers transformers can checkpoint, got "
+            f"{type(model).__name__}; its activations are kept whatever is asked: lower train.micro_batch_tokens"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
     try:
         yield
     finally:
-        if gradient_checkpointing:
-            model.gradient_checkpointing_disable()
-            model.eval()
-        for module, p in before.items():
-            module.p = p
+        model.gradient_checkpointing_disable()
+        for layer in layers:
+            layer.training = False

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from tasks.core.layout import Layout
 from tasks.core.objective import Objective, policy_loss
-from tasks.engines.attention import owner_suffix_attention, paths_on
+from tasks.engines.attention import layout_attention, paths_on
 from tasks.engines.batch import Batch, choose_layout, micro_batches, token_index, token_signals
 from tasks.engines.figures import TokenFigures
 from tasks.engines.head import TokenLoss, head_logprobs, head_pass
@@ -63,7 +62,7 @@ def completion_logprobs(
     kind_of_number = torch.promote_types(next(policy.model.parameters()).dtype, torch.float32)
     logprob_N, entropy_N = torch.zeros(2, int(lengths_R.sum()), dtype=kind_of_number, device=policy.device)
     for micro_batch in micro_batches(kind, prompts, completions, groups_R, micro_batch_tokens):
-        with _attention(policy, micro_batch.layout):
+        with layout_attention(policy.model, micro_batch.layout):
             hidden_UH = parent_states(policy, micro_batch.layout, precision)
         found = head_logprobs(policy.model, hidden_UH, micro_batch.layout, temperature, autocast=autocast)
         index = torch.from_numpy(token_index(lengths_R, micro_batch.rows)).to(policy.device)
@@ -121,8 +120,7 @@ def policy_update(
     """
     started = time.perf_counter()
     mask_N = None if batch.loss_mask is None else np.concatenate(batch.loss_mask)
-    num_tokens = int(batch.lengths_R.sum() if mask_N is None else mask_N.sum())
-    if not num_tokens:
+    if not batch.num_trained_tokens:
         raise ValueError(
             f"expected at least one token to train on, got none in the mini-batch's {len(batch.completions)} "
             "completions: leave out the groups whose completions are all empty"
@@ -130,14 +128,14 @@ def policy_update(
     optimizer.zero_grad(set_to_none=True)
     figures = TokenFigures(int(batch.lengths_R.sum()))
     how = (layout, micro_batch_tokens, precision)
-    loss = _policy_gradient(policy, batch, objective, how, figures, value_term)
+    loss, value_loss = _policy_gradient(policy, batch, objective, how, figures, value_term)
     row = figures.describe(None if mask_N is None else torch.from_numpy(mask_N))
     return row | {
         "loss": loss,
-        "grad_norm": checked_step(policy.model.parameters(), optimizer, loss, max_grad_norm),
+        "grad_norm": checked_step(policy.model.parameters(), optimizer, loss, max_grad_norm, value_loss=value_loss),
         "learning_rate": optimizer.param_groups[0]["lr"],
         "num_completions": len(batch.completions),
-        "num_tokens": num_tokens,
+        "num_tokens": batch.num_trained_tokens,
         "seconds": time.perf_counter() - started,
     }
 
@@ -149,8 +147,8 @@ def _policy_gradient(
     how: tuple[str, int, str],
     figures: TokenFigures,
     value_term: ValueTerm | None,
-) -> float:
-    """Add the gradient to the parameters, micro-batch by micro-batch, and the tokens' figures; returns the loss."""
+) -> tuple[float, float]:
+    """Add the gradient and the tokens' figures, micro-batch by micro-batch; returns the loss and the value loss."""
     (layout, micro_batch_tokens, precision), device = how, policy.device
     signals, is_capped_N = token_signals(batch, objective, device)
     if signals.importance_N is not None and is_capped_N is not None:
@@ -166,27 +164,24 @@ def _policy_gradient(
 
         return of_chunk
 
-    loss, autocast = 0.0, partial(precision_context, precision, device)
+    loss, value_loss, autocast = 0.0, 0.0, partial(precision_context, precision, device)
     is_silent_R = _silent(batch, objective) if value_term is None else np.zeros(len(batch.completions), np.bool_)
     cut = (kind, batch.prompts, batch.completions, batch.group_index_R, micro_batch_tokens)
     for micro_batch in micro_batches(*cut, is_silent_R=is_silent_R):
         rows, laid = micro_batch.rows, micro_batch.layout
         is_silent = bool(is_silent_R[rows[0]])
         of_chunk = token_loss(torch.from_numpy(token_index(batch.lengths_R, rows)).to(device))
-        with _attention(policy, laid), torch.set_grad_enabled(not is_silent):
+        with layout_attention(policy.model, laid), torch.set_grad_enabled(not is_silent):
             hidden_UH = parent_states(policy, laid, precision)
             result = head_pass(policy.model, hidden_UH, laid, of_chunk, objective.temperature, autocast=autocast)
             loss += result.loss
             if value_term is not None:
-                value_loss = value_term(_token_states(hidden_UH, laid), rows)
-                torch.autograd.backward([hidden_UH, value_loss], [result.cotangent_UH, None])
+                part = value_term(_token_states(hidden_UH, laid), rows)
+                value_loss += float(part.detach())
+                torch.autograd.backward([hidden_UH, part], [result.cotangent_UH, None])
             elif not is_silent:
                 hidden_UH.backward(result.cotangent_UH)
-    return loss
-
-
-def _attention(policy: Policy, layout: Layout) -> Any:
-    return nullcontext() if layout.suffixes is None else owner_suffix_attention(policy.model)
+    return loss, value_loss
 
 
 def _token_states(hidden_UH: Tensor, layout: Layout) -> Tensor:

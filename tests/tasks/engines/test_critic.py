@@ -126,6 +126,9 @@ def test_neither_loss_nor_gradient_depends_on_micro_batches_or_layout(
     trainer = trainer_of(critic, micro_batch_tokens=micro_batch_tokens, learning_rate=1e-30, layout=layout)
     row = trainer.update(policy, batch)
     found = {name: parameter.grad.clone() for name, parameter in critic.module.named_parameters()}
+    trainer.gradient_checkpointing = True
+    trainer.update(policy, batch)
+    assert all(torch.equal(found[name], parameter.grad) for name, parameter in critic.module.named_parameters())
     critic.module.zero_grad()
     values_N = critic.head(hidden_of(critic, policy, batch))[:, 0]
     old_N, returns_N = (torch.from_numpy(np.concatenate(signal)).double() for signal in (batch.values, batch.returns))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,20 @@ def test_in_double_precision_layout_and_budget_change_nothing_above_1e_10(
         assert row["loss"] == pytest.approx(expected_row["loss"], rel=1e-10, abs=1e-12)
 
 
+def test_what_stands_beside_a_tool_s_tokens_does_not_matter(make_policy: Callable[..., Policy]) -> None:
+    policy, batch, objective = make_policy(), random_tries(5), Objective(max_tokens=8)
+    expected, _ = gradient(policy, batch, objective, layout="tree", micro_batch_tokens=40)
+    assert batch.loss_mask is not None
+    marked = [
+        np.where(mask, logprobs, np.nan).astype(np.float32)
+        for mask, logprobs in zip(batch.loss_mask, batch.sampler_logprobs, strict=True)
+    ]
+    assert np.isnan(np.concatenate(marked)).any()
+    unknown = replace(batch, sampler_logprobs=marked)
+    found, _ = gradient(policy, unknown, objective, layout="tree", micro_batch_tokens=40)
+    assert torch.equal(found, expected)
+
+
 def test_every_layout_gives_the_same_logprobs_and_entropies(policy: Policy) -> None:
     batch = random_tries(3)
     asked = (batch.prompts, batch.completions, 0.7)
@@ -173,6 +188,19 @@ def test_a_model_whose_attention_is_not_plain_is_refused_by_name_and_auto_pads(
         with pytest.raises(ValueError, match=rf"{type(model).__name__} .*{reason}.*use train\.layout = padded"):
             choose_layout(layout, *asked)
     assert choose_layout("auto", *asked) == choose_layout("padded", *asked) == "padded"
+
+
+def test_a_model_that_adds_a_bias_of_its_own_is_found_out_by_computing_a_small_tree() -> None:
+    config = AutoConfig.for_model(
+        "doge", vocab_size=19, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    batch = random_tries(0)
+    asked = (model, batch.prompts, batch.completions, batch.group_index_R)
+    with pytest.raises(ValueError, match="DogeForCausalLM computes attention in a way of its own"):
+        choose_layout("tree", *asked)
+    assert choose_layout("auto", *asked) == "padded"
 
 
 def test_a_checkpoint_is_refused_before_any_work_without_reading_its_weights(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.core.objective import Objective
 from tasks.engines.batch import Batch
@@ -41,6 +43,21 @@ def test_checkpointed_activations_give_the_same_gradient_to_the_bit_in_every_lay
         assert torch.equal(kept, again)
         assert num_checkpointed == 2 * len(forwards)  # each layer once more
         assert not policy.model.training
+
+
+def test_dropout_takes_no_part_with_or_without_checkpointed_activations(random_batch: Callable[..., Batch]) -> None:
+    config = AutoConfig.for_model(
+        "llama", vocab_size=19, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        attention_dropout=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    policy = Policy(model=AutoModelForCausalLM.from_config(config).eval(), tokenizer=None, digest="")
+    gradients = []
+    for is_on in (False, True, True):
+        with training_passes(policy.model, gradient_checkpointing=is_on):
+            gradients.append(gradient(policy, random_batch(), layout="auto"))
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
 
 
 def test_bf16_passes_leave_weights_and_gradients_in_fp32_and_agree_to_bf16s_digits(
@@ -83,6 +100,9 @@ def test_adapters_start_as_the_policy_move_alone_resume_to_the_bit_and_merge(
     save_adapters(adapted, tmp_path / "adapter")
     _, resumed = train(make_policy(), 0, tmp_path / "adapter")
     assert torch.equal(logprobs(resumed), moved)
+
+    with pytest.raises(ValueError, match=r"expected 2 and 4, those of the stored adapters.*got 3 and 4"):
+        add_adapters(make_policy(), rank=3, alpha=4.0, folder=tmp_path / "adapter")
 
     merged = Policy(model=merge_adapters(adapted), tokenizer=None, digest="")
     assert not [name for name, _ in merged.model.named_parameters() if "lora_" in name]
