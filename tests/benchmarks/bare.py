@@ -14,6 +14,7 @@ from storage.artifact import Artifact, Part, Store
 from storage.parquet import make_table
 from tasks.call import Call
 from tasks.config import Experiment
+from tasks.engines import optimizer as optimizers
 from tasks.engines import policy as engine
 from tasks.place import Context, Listener, Run
 
@@ -110,12 +111,12 @@ def train_bare(experiment: Experiment, listener: Listener, data: Path) -> None:
         call.compute(context, **call.identity)
         return InMemory(call.stage, key, Path(key))
 
-    save_policy, save_optimizer, load_optimizer = engine.save_policy, engine.save_optimizer, engine.load_optimizer
+    save_policy, stored = engine.save_policy, (optimizers.save_optimizer, optimizers.load_optimizer)
     engine.save_policy = lambda policy, folder: save_policy(policy, folder) if folder.is_absolute() else None
-    engine.save_optimizer = lambda adam, names, folder: _optimizers.update(last=(adam.state, names))
-    engine.load_optimizer = lambda adam, names, folder: adam.state.update(_optimizers["last"][0])
+    optimizers.save_optimizer = lambda adam, names, folder: _optimizers.update(last=(adam.state, names))
+    optimizers.load_optimizer = lambda adam, names, folder: adam.state.update(_optimizers["last"][0])
     try:
         walk(replace(run, perform=perform), experiment)
     finally:
-        engine.save_policy, engine.save_optimizer = save_policy, save_optimizer
-        engine.load_optimizer = load_optimizer
+        engine.save_policy = save_policy
+        optimizers.save_optimizer, optimizers.load_optimizer = stored
