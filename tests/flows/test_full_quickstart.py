@@ -54,3 +54,26 @@ def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_stora
     assert seconds < first_seconds / 5  # 25 s to 300 s on a slow machine, most of it Prefect's server
     table = re.compile(r"Scores of.*?└", re.DOTALL)
     assert table.findall(second.stdout) == table.findall(first.stdout)
+
+
+@pytest.mark.slow
+def test_ppo_learns_and_so_does_its_critic(tmp_path):
+    """The explained variance is that of values on rollouts the critic has not seen, before the update on them.
+
+    What can be known of a completion's reward before it ends is little: early tokens are right or wrong by chance.
+    """
+    data = ["--data-root", str(tmp_path / "data")]
+    command = [str(TEMPO), "train", "quickstart", "--no-server", "--set", "estimator=ppo", *data]
+    subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900, check=True)
+    statement = """
+        SELECT avg(explained_variance) FILTER (step <= 5) AS before, avg(explained_variance) FILTER (step > 20) AS after,
+               avg(value_loss) FILTER (step <= 5) AS loss_before, avg(value_loss) FILTER (step > 35) AS loss_after,
+               (SELECT max(mean) FROM scores WHERE step = 40 AND decoding = 'sampled') AS score
+        FROM updates WHERE phase = 'training'"""
+    answer = subprocess.run(
+        [str(TEMPO), "sql", statement, "--format", "json", *data], capture_output=True, text=True, check=True
+    )
+    figures = json.loads(answer.stdout)
+    assert figures["before"] < 0.0 < 0.01 < figures["after"]
+    assert figures["loss_after"] < 0.8 * figures["loss_before"]
+    assert figures["score"] >= 0.7
