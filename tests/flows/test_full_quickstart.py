@@ -66,7 +66,8 @@ def test_ppo_learns_and_so_does_its_critic(tmp_path):
     command = [str(TEMPO), "train", "quickstart", "--no-server", "--set", "estimator=ppo", *data]
     subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900, check=True)
     statement = """
-        SELECT avg(explained_variance) FILTER (step <= 5) AS before, avg(explained_variance) FILTER (step > 20) AS after,
+        SELECT avg(explained_variance) FILTER (step <= 5) AS before,
+               avg(explained_variance) FILTER (step > 20) AS after,
                avg(value_loss) FILTER (step <= 5) AS loss_before, avg(value_loss) FILTER (step > 35) AS loss_after,
                (SELECT max(mean) FROM scores WHERE step = 40 AND decoding = 'sampled') AS score
         FROM updates WHERE phase = 'training'"""
