@@ -111,7 +111,7 @@ class CreditConfig:
     epsilon: PositiveFloat = 1e-6
     """Added to each standard deviation before a division. The TEMPO authors': 1e-6."""
     normalize: bool = True
-    """Divide by the group's standard deviation; false is Dr.GRPO's choice."""
+    """Divide by the standard deviation of the group's rewards; false is Dr.GRPO's choice."""
     td_scale: NonNegative = 1.0
     """Factor of tempo's td term. The paper: 1."""
     td_clip: NonNegative = 0.0
@@ -119,7 +119,8 @@ class CreditConfig:
     min_support: Positive = 1
     """tempo's td counts only where at least so many completions share the prefix with the token. The paper: 1."""
     td_normalization: Literal["reward", "td"] = "reward"
-    """What tempo divides td by: the std of the group's rewards (the paper), or of its td at the branch tokens."""
+    """What tempo divides td by: the std of the group's rewards (the paper), or of its td at the branch tokens
+    that are trained on (credit.normalize or not)."""
     hepo_fraction: Share = 0.2
     """Share of the step's tokens that hepo credits: those of the highest entropy. Its paper (arXiv 2506.01939): 0.2."""
     gae_lambda: Fraction = 1.0

@@ -32,7 +32,7 @@ from tasks.core.prefix_tree import edge_ranges
 from tasks.credit_summary import CreditTally, first_divergence
 from tasks.stage import Context, Summary, stage
 
-VERSION = 2
+VERSION = 3
 
 
 @stage("credit", version=VERSION)

@@ -58,7 +58,8 @@ class Advantages:
     """tempo: V(s_{t+1}) - V(s_t) in raw reward, after clip and support; tempo_loo: the same against a baseline without
     i. Never 0, no entries for the other estimators. Masked tokens keep theirs: it says what happened in the tree."""
     td_weight_R: Float64
-    """Factor of td in the advantage: td_scale / (std + epsilon), td_scale if not normalised, 0 without signal or td."""
+    """Factor of td in the advantage: td_scale / (std + epsilon), std of rewards or td; td_scale if not normalised; 0
+    without signal or td."""
     offsets: Int64
     """Offsets of the completions into `advantages`: the offsets given, shifted to begin at 0."""
     tree: PrefixTree | None

@@ -16,7 +16,11 @@ from tasks.core.ragged import Bool, Float32, Float64, Int64
 
 @dataclass
 class Moments:
-    """Count, mean and unbiased standard deviation of weighted values, merged as Chan, Golub and LeVeque do (1983)."""
+    """Count, mean and unbiased standard deviation of weighted values, merged as Chan, Golub and LeVeque do (1983).
+
+    Equal values have exactly that mean and a std of exactly 0: 24 x -0.2 do not sum to -4.8, and whitening would scale
+    what the rounding leaves.
+    """
 
     count: float = 0.0
     """Sum of the weights: tokens."""
@@ -24,6 +28,10 @@ class Moments:
     """Weighted mean; 0 for no values."""
     squares: float = 0.0
     """Sum of weight * (value - mean)^2."""
+    low: float = math.inf
+    """Smallest value with a positive weight."""
+    high: float = -math.inf
+    """Largest value with a positive weight."""
 
     def add(self, values: Float64, weights: NDArray[np.number] | None = None) -> None:
         """Merge values with their weights (how many tokens carry each; 1 if not given)."""
@@ -31,11 +39,14 @@ class Moments:
         count = float(weights.sum())
         if count == 0:
             return
-        mean = float((weights * values).sum()) / count
+        counted = values[weights > 0]
+        low, high = float(counted.min()), float(counted.max())
+        mean = min(max(float((weights * values).sum()) / count, low), high)
         squares = float((weights * (values - mean) ** 2).sum())
         total, shift = self.count + count, mean - self.mean
         self.squares += squares + shift**2 * self.count * count / total
-        self.mean += shift * count / total
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.mean = min(max(self.mean + shift * count / total, self.low), self.high)
         self.count = total
 
     @property

@@ -29,7 +29,8 @@ class AdvantageConfig:
     min_support: int = 1
     """tempo's td counts only where |D(s_{t+1})| is at least this; 1 is everywhere. The paper: 1."""
     td_normalization: str = "reward"
-    """What tempo divides td by: "reward" (std(r), the paper) or "td" (std of the group's td at its branch tokens)."""
+    """What tempo divides td by: "reward" (std(r), the paper) or "td" (std of the group's td at its
+    trainable branch tokens, whatever `normalize` says)."""
     hepo_fraction: float = 0.2
     """Share of the batch's trainable tokens that hepo credits: exactly ceil(share * tokens) of them."""
     gae_lambda: float = 1.0

@@ -48,8 +48,9 @@ def tempo(given: Completions, config: AdvantageConfig, _: Statistics | None) -> 
     """(r_i - mean(r) + td_scale * td[i, t]) / (std(r) + epsilon), td = V(s_{t+1}) - V(s_t). arXiv 2509.18314.
 
     td is 0 but where completions part. It is clipped to +- td_clip and dropped where |D(s_{t+1})| < min_support; with
-    td_normalization "td" it is divided by the unbiased std of the group's td at its branch tokens (+ epsilon) instead,
-    and left out where that std is 0 (one branch token, or td alike at all: there is nothing to scale by).
+    td_normalization "td" it is divided by the unbiased std of the group's td at its trainable branch tokens (+ epsilon)
+    instead, and left out where that std is 0 (one such token, or td alike at all: there is nothing to scale by).
+    `normalize` = False takes std(r) out, from base and td; td's own std stays.
     Without signal every term is 0.
     """
     tree, value_M = given.tree, given.value_M
@@ -62,9 +63,11 @@ def tempo(given: Completions, config: AdvantageConfig, _: Statistics | None) -> 
     td_K = np.where(counts_M, td_M, 0.0)[tree.breakpoint_node_K]
     scale_P = given.moments[1] + config.epsilon if config.normalize else np.ones(given.has_signal_P.size)
     td_scale_P, has_scale_P = scale_P, given.has_signal_P
-    if config.td_normalization == "td" and config.normalize:
-        counted_K = np.flatnonzero(counts_M[tree.breakpoint_node_K])
-        std_P = _td_std(given, td_K[counted_K], tree.breakpoint_rollout_K[counted_K])
+    if config.td_normalization == "td":
+        counts_K = counts_M[tree.breakpoint_node_K]
+        if given.loss_mask_N is not None:
+            counts_K &= given.loss_mask_N[given.offsets[tree.breakpoint_rollout_K] + tree.breakpoint_position_K]
+        std_P = _td_std(given, td_K[counts_K], tree.breakpoint_rollout_K[counts_K])
         td_scale_P, has_scale_P = std_P + config.epsilon, given.has_signal_P & (std_P > 0)
     weight_P = np.divide(config.td_scale, td_scale_P, out=np.zeros(scale_P.size), where=has_scale_P)
     kept = np.flatnonzero(td_K)
@@ -276,10 +279,11 @@ def _raw_ppo(given: Completions, config: AdvantageConfig) -> Float64:
 
 
 def _td_std(given: Completions, td_K: Float64, rollout_K: Int64) -> Float64:
-    """Unbiased standard deviation of each group's td entries: [P]; 0 for fewer than two."""
+    """Unbiased standard deviation of each group's td entries: [P]; 0 for fewer than two, or alike but for rounding."""
     group_K = np.repeat(np.arange(given.group_sizes.size), given.group_sizes)[rollout_K]
     count_P = np.bincount(group_K, minlength=given.group_sizes.size)
     mean_P = np.bincount(group_K, td_K, minlength=count_P.size) / np.maximum(count_P, 1)
     squares_P = np.bincount(group_K, (td_K - mean_P[group_K]) ** 2, minlength=count_P.size)
     std_P: Float64 = np.sqrt(squares_P / np.maximum(count_P - 1, 1))
-    return std_P
+    size_P = np.sqrt(np.bincount(group_K, td_K**2, minlength=count_P.size))
+    return np.where(std_P > 1e-12 * size_P, std_P, 0.0)  # td is a difference of means: 0.3 - 0.2 is not 1.1 - 1.0

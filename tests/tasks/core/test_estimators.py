@@ -77,6 +77,17 @@ def test_reinforce_pp_takes_the_batchs_mean_off_a_group_without_signal_too():
     np.testing.assert_allclose(result.base_R[3:], [0.3 / ((18.1 / 9) ** 0.5 + 1e-6)] * 2)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-20])
+def test_whitening_equal_advantages_gives_exactly_zero(epsilon: float):
+    # r = 0 0 1 0 0 and the rewarded completion is empty: all 24 trainable tokens have 0 - 1/5, and nothing is left
+    group: Group = [([1] * 3, 0.0), ([2] * 12, 0.0), ([], 1.0), ([3] * 4, 0.0), ([4] * 5, 0.0)]
+    assert credit("reinforce_pp", group, epsilon=epsilon).advantages.tolist() == [0.0] * 24
+    # a critic that expects 0.7 of every completion, and rewards of 0.1: r - V alike at every token
+    alike = [[(tokens, 0.1) for tokens, _ in group]]
+    values = {"values_N": [0.7] * 24}
+    assert credit("ppo", *alike, signals=values, epsilon=epsilon).advantages.tolist() == [0.0] * 24
+
+
 def test_tempo_loo_has_baselines_without_the_completion():
     # completion [1 2], r = 0. Others' mean 3: 0 - 3. Token 1: V(1) = 1/2, D(root) without it is {1, 5}: 1/2 - 3 = -5/2.
     # Token 2: V(1 2) = 0, D(1) without it is {1}: 0 - 1 = -1. Completion [4]: 5 - 1/2 and V(4) - mean{0, 1} = 5 - 1/2.
@@ -172,10 +183,32 @@ def test_td_may_be_divided_by_its_own_std():
     result = credit("tempo", THREE, td_normalization="td")
     np.testing.assert_allclose(result.td_weight_R, [1 / (3.5**0.5 + 1e-6)] * 3)
     np.testing.assert_allclose(per_token(result)[2], [3 / STD + 3 / (3.5**0.5 + 1e-6)], rtol=1e-6)
-    assert credit("tempo", THREE, td_normalization="td", normalize=False).td_weight_R.tolist() == [1.0] * 3
+    # `normalize` is of std(r) alone: base is r - mean, td has its own std all the same
+    bare = credit("tempo", THREE, td_normalization="td", normalize=False)
+    assert bare.base_R.tolist() == [-2.0, -1.0, 3.0]
+    assert bare.td_weight_R.tolist() == result.td_weight_R.tolist()
     # one branch token ([7] ends inside [7 8]) has no std: no td
     alone = credit("tempo", [([7], 1.0), ([7, 8], 0.0)], td_normalization="td")
     assert alone.td_weight_R.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("rewards", "first"), [([10.0, 9.0, 1.0, 0.0], 4.5), ([1.0, 0.0, 1.0, 0.0], 0.0)])
+def test_td_of_masked_tokens_does_not_enter_its_std(rewards: list[float], first: float):
+    # 1 and 2 are masked, td there +-4.5 or 0; then td +-1/2 four times: std sqrt(4/4 / 3), weight sqrt(3) either way
+    group = list(zip([[1, 5], [1, 6], [2, 5], [2, 6]], rewards, strict=True))
+    result = credit("tempo", group, signals={"loss_mask_N": [False, True] * 4}, td_normalization="td", epsilon=0.0)
+    assert sorted({abs(td) for td in result.td_value_K.tolist()}) == ([0.5, first] if first else [0.5])
+    np.testing.assert_allclose(result.td_weight_R, [3**0.5] * 4)
+
+
+def test_trainable_td_alike_but_for_rounding_has_no_std():
+    # masked 1 and 2 part the group; 5 is trained on, and 6 is not: V(1 5) - V(1) = 0.3 - 0.2 and 1.1 - 1.0, alike but
+    # for 1e-16, by which nothing is divided
+    group: Group = [([1, 5], 0.3), ([1, 6], 0.1), ([2, 5], 1.1), ([2, 6], 0.9)]
+    mask = {"loss_mask_N": [False, True, False, False] * 2}
+    result = credit("tempo", group, signals=mask, td_normalization="td")
+    assert len({td for td in result.td_value_K.tolist() if 0 < td < 0.15}) == 2
+    assert result.td_weight_R.tolist() == [0.0] * 4
 
 
 # --- bad input
