@@ -51,6 +51,7 @@ check: lint
 
 bench: setup
 	@$(BIN)/python tests/benchmarks/credit.py
+	@$(BIN)/python tests/benchmarks/credit_pipeline.py
 	@$(BIN)/python tests/benchmarks/orchestration.py
 
 bench-training: setup

@@ -14,6 +14,7 @@ from flows.progress import RunListener
 from flows.server import history_command
 from storage.catalog import open_catalog
 from tasks.config import Experiment
+from tasks.core.advantage import HAS_TD
 
 
 def print_closing(
@@ -34,7 +35,7 @@ def print_closing(
     last = experiment.steps if final_step is None else final_step
     console.print(_scores(listener, experiment, last, compares=final_step is None))
     if final_step is None:
-        for line in _branches(connection, experiment.run, last):
+        for line in branch_lines(connection, experiment.run, last):
             console.print(line, markup=False, soft_wrap=True)
     console.print(_stages(listener))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
@@ -63,16 +64,19 @@ def _scores(listener: RunListener, experiment: Experiment, last: int, *, compare
     return table
 
 
-def _branches(connection: duckdb.DuckDBPyConnection, run: str, last: int) -> list[str]:
+def branch_lines(connection: duckdb.DuckDBPyConnection, run: str, last: int) -> list[str]:
+    """One line for the first and for the last step; credit of a token's own is named where the estimator gives any."""
     rows = connection.execute(
-        "SELECT step, branch_tokens, td_tokens, td_share, num_groups_without_signal, num_groups FROM branch_statistics "
-        "WHERE run = ? AND step IN (1, ?) AND purpose = 'train' AND branch_tokens IS NOT NULL ORDER BY step",
+        "SELECT step, estimator, branch_tokens, td_tokens, td_share, num_groups_without_signal, num_groups "
+        "FROM branch_statistics WHERE run = ? AND step IN (1, ?) AND purpose = 'train' AND branch_tokens IS NOT NULL "
+        "ORDER BY step",
         [run, last],
     ).fetchall()
     return [
-        f"step {step:>3}: {tokens:.2f} branch tokens per completion, {moved:.2f} of them with credit of their own "
-        f"({share:.1%} of all credit); {silent} of {groups} groups gave no signal"
-        for step, tokens, moved, share, silent, groups in rows
+        f"step {step:>3}: {tokens:.2f} branch tokens per completion"
+        + (f", {moved:.2f} of them with credit of their own ({share:.1%} of all credit)" if name in HAS_TD else "")
+        + f"; {silent} of {groups} groups gave no signal"
+        for step, name, tokens, moved, share, silent, groups in rows
     ]
 
 
@@ -97,7 +101,7 @@ def print_recredited(experiment: Experiment, data_root: Path, listener: RunListe
     console.print(_stages(listener))
     root = "" if data_root == Path("data") else f" --data-root {shlex.quote(str(data_root))}"
     compare = (
-        "SELECT step, estimator, avg(abs(advantage)) AS size, avg(abs(td)) AS td FROM token_credit "
+        "SELECT step, estimator, label, avg(abs(advantage)) AS size, avg(abs(td)) AS td FROM token_credit "
         f"WHERE run = '{experiment.run}' GROUP BY ALL ORDER BY ALL"
     )
     console.print("\nThe rows stand beside those of training, with purpose 'recredit'. Try next:", markup=False)

@@ -131,9 +131,8 @@ def print_tables() -> None:
             kind = str(column.type).replace("element: ", "").replace(" not null", "")
             print(f"    {column.name:<20} {kind:<12} {column.doc}")
     print("\nViews: runs, run_events, stage_runs, links, missing_files (from the commit log), token_credit (one row")
-    print(
-        "per token), branch_statistics (one row per step and estimator), prompt_ledger (one row per epoch and prompt)."
-    )
+    print("per token), branch_statistics (one row per step, label and estimator), prompt_ledger (one row per epoch")
+    print("and prompt).")
     print("DESCRIBE NAME shows their columns.")
     print("\nStored queries, answered by: tempo sql --query NAME --run RUN")
     for name, sentence in named_queries().items():

@@ -6,7 +6,7 @@ No model is loaded, but for an estimator that takes entropies: those are compute
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from flows.history import stored_experiment
@@ -50,7 +50,7 @@ def recredit_run(
     own = stored.verifier or get_dataset(stored.dataset, "dataset").verifier
     found = _stored_run(data_root, stored.run)
     judge = get_verifier(wanted.verifier or own)
-    label = wanted.estimator if judge.name == own else f"{wanted.estimator} {judge.name}"
+    label = recredit_label(wanted, stored, "" if judge.name == own else judge.name)
     listener = current_listener(wanted)
     with open_run(wanted, data_root, listener, uses_prefect=uses_prefect, attempt=found.attempt) as opened:
         if any(step.policy.dropped for step in found.steps.values()):
@@ -60,7 +60,7 @@ def recredit_run(
             verdicts = step.verdicts
             if judge.name != own:
                 verdicts = verification(
-                    place,
+                    opened.at(number, PURPOSE, judge.name),
                     rollouts=step.rollouts,
                     prompts=step.prompts,
                     verifier=judge.name,
@@ -70,11 +70,24 @@ def recredit_run(
                 place,
                 rollouts=step.rollouts,
                 verdicts=verdicts,
-                signals=_signals(place, step, wanted.estimator, wanted.train.precision),
+                signals=_signals(
+                    opened.at(number, PURPOSE, wanted.estimator), step, wanted.estimator, wanted.train.precision
+                ),
                 estimator=wanted.estimator,
                 config=wanted.credit,
             )
     return len(found.steps)
+
+
+def recredit_label(wanted: Experiment, stored: Experiment, verifier: str) -> str:
+    """What tells a run's recredits apart: estimator, the verifier where it is another, and changed credit keys.
+
+    The rows of an earlier recredit give way only to one with the same label: "tempo td_scale=0" and "tempo td_clip=0.5"
+    stand side by side.
+    """
+    before, now = asdict(stored.credit), asdict(wanted.credit)
+    changed = [f"{key}={str(value).lower().removesuffix('.0')}" for key, value in now.items() if value != before[key]]
+    return " ".join(part for part in (wanted.estimator, verifier, *changed) if part)
 
 
 @dataclass(frozen=True)

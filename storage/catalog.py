@@ -1,8 +1,8 @@
 """The catalogue: an in-memory DuckDB whose views read the committed Parquet files, while runs go on writing.
 
 Files come from the commit log (queries/log.sql), so nothing that is half-written is ever seen; a file that has since
-been deleted is listed in `missing_files`, and its rows are left out. Each view has `run`, `step` and `purpose` in
-front: they belong to the place a file serves, not to the file, since runs share artifacts.
+been deleted is listed in `missing_files`, and its rows are left out. Each view has `run`, `step`, `purpose` and `label`
+in front: they belong to the place a file serves, not to the file, since runs share artifacts.
 """
 
 import os
@@ -132,7 +132,7 @@ def _view(table: "Table", versions: list[int]) -> str:
         empty = ", ".join(f"NULL::{_sql_type(str(c.type))} AS {c.name}" for c in table.columns)
         return (
             f"CREATE VIEW {table.name} AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS step, "
-            f"NULL::VARCHAR AS purpose, {empty} WHERE false"
+            f"NULL::VARCHAR AS purpose, NULL::VARCHAR AS label, {empty} WHERE false"
         )
     selects = []
     for version in versions:
@@ -141,7 +141,7 @@ def _view(table: "Table", versions: list[int]) -> str:
             for c in table.columns
         )
         selects.append(
-            f"SELECT l.run, l.step, l.purpose, {columns} "
+            f"SELECT l.run, l.step, l.purpose, l.label, {columns} "
             f"FROM read_parquet(getvariable('{_variable(table, version)}'), filename = true) {STORED} "
             f"JOIN links l ON l.file = {STORED}.filename AND l.part = {_literal(table.name)}"
         )

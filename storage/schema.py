@@ -1,8 +1,8 @@
 """Every table and every column, declared once: Arrow type, unit or shape, and one sentence.
 
 The Parquet writer, the content digest, the views of the catalogue and the listing of `tempo sql` are made from here.
-Keys that say where a row belongs (run, step, purpose) are not stored in the files: an artifact can serve several runs,
-so the catalogue attaches them from the commit log (see catalog.py).
+Keys that say where a row belongs (run, step, purpose, label) are not stored in the files: an artifact can serve
+several runs, so the catalogue attaches them from the commit log (see catalog.py).
 """
 
 from storage.table import FLAG, FLAGS, FLOAT64, FLOATS, INT32, INT64, TEXT, TOKENS, Column, Table
@@ -16,6 +16,11 @@ LINK_COLUMNS = (
     _c("run", TEXT, "The run that made or used the row (the experiment's `run` key)."),
     _c("step", INT32, "Iteration of the loop, from 1; 0 is before the first one (prompts, warm start, first scores)."),
     _c("purpose", TEXT, "'train'; 'eval' for a benchmark; 'recredit' for credit added later to stored rollouts."),
+    _c(
+        "label",
+        TEXT,
+        "What tells rows of one step and purpose apart: benchmark and decoding; a recredit's settings; ''.",
+    ),
 )
 """Columns that every view has in front, attached by the catalogue."""
 

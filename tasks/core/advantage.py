@@ -15,13 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.core.completions import AdvantageConfig, Completions, make_completions
-from tasks.core.estimators import DENSE, ESTIMATORS, NEEDS_TREE, SIGNALS, Statistics, check_signals, gather_statistics
+from tasks.core.estimators import (
+    DENSE,
+    ESTIMATORS,
+    HAS_TD,
+    NEEDS_TREE,
+    SIGNALS,
+    Statistics,
+    check_signals,
+    gather_statistics,
+)
 from tasks.core.prefix_tree import PrefixTree, build_prefix_tree, node_values
 from tasks.core.ragged import Bool, Float64, Int32, Int64, check_tokens
 
 __all__ = [
     "DENSE",
     "ESTIMATORS",
+    "HAS_TD",
     "SIGNALS",
     "AdvantageConfig",
     "Advantages",

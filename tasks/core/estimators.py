@@ -217,6 +217,9 @@ SIGNALS: dict[str, tuple[str, ...]] = {"hepo": ("entropies",), "ppo": ("values",
 NEEDS_TREE = frozenset({"tempo", "tempo_loo", "prm_weighted"})
 """Estimators that read the prefix tree."""
 
+HAS_TD = frozenset({"tempo", "tempo_loo"})
+"""Estimators that give branch tokens credit of their own: sparse td beside the completion's base."""
+
 DENSE = frozenset({"hepo", "prm_weighted", "ppo"})
 """Estimators whose advantages have no exact sparse form."""
 

@@ -199,6 +199,37 @@ def test_another_estimator_adds_rows_beside_those_of_training_and_changes_none(t
     assert ran(data, training_again) == []
 
 
+def test_recredits_with_other_settings_stand_side_by_side(tempo: Tempo, data):
+    changes = ("credit.td_scale=0.0", "credit.td_clip=0.25", "credit.td_scale=0.0 credit.normalize=false")
+    for change in changes:
+        sets = [part for key in change.split() for part in ("--set", key)]
+        code, _, err = tempo("recredit", "quickstart", *sets, "--no-server", "--data-root", data)
+        assert code == 0, err
+    labels = ["tempo normalize=false td_scale=0", "tempo td_clip=0.25", "tempo td_scale=0"]
+    where = "WHERE run = 'quickstart' AND purpose = 'recredit' AND label LIKE 'tempo %' GROUP BY label ORDER BY label"
+    expected = [(label, 4 * 6 * 4) for label in labels]  # 4 steps of 6 groups of 4
+    assert query(data, f"SELECT label, count(*) FROM advantages {where}") == expected
+    credited = "(SELECT DISTINCT run, purpose, label, step, rollout_id FROM token_credit)"
+    assert query(data, f"SELECT label, count(*) FROM {credited} {where}") == expected
+    assert query(data, f"SELECT label, count(*) FROM branch_statistics {where}") == [(label, 4) for label in labels]
+    assert query(data, f"SELECT label, count(*) FROM stage_runs {where}") == [(label, 4) for label in labels]
+    moved = f"SELECT label, bool_or(td_weight <> 0), bool_or(abs(td_values[1]) > 0.25) FROM advantages {where}"
+    assert query(data, moved) == [(labels[0], False, True), (labels[1], True, False), (labels[2], False, True)]
+
+
+def test_two_estimators_over_one_other_verifier_share_its_verdicts(tempo: Tempo, data):
+    for estimator in ("rloo", "dr_grpo"):
+        arguments = ("--estimator", estimator, "--verifier", "gsm8k", "--no-server", "--data-root", data)
+        code, _, err = tempo("recredit", "quickstart", *arguments)
+        assert code == 0, err
+    verdicts = (
+        "SELECT label, count(*), count(DISTINCT rollout_id) FROM verdicts WHERE purpose = 'recredit' GROUP BY label"
+    )
+    assert query(data, verdicts) == [("gsm8k", 96, 96)]
+    labels = "SELECT DISTINCT label FROM advantages WHERE label LIKE '% gsm8k' ORDER BY label"
+    assert query(data, labels) == [("dr_grpo gsm8k",), ("rloo gsm8k",)]
+
+
 def test_a_recredit_loads_no_model(data):
     code = (
         "import sys; from flows.cli import main\n"

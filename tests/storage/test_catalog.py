@@ -261,18 +261,22 @@ def test_branch_statistics_by_step_purpose_and_estimator(data_root):
     for step in (1, 2):
         data_root.log(data_root.commit("k0", rollouts=rollouts(tokens, logprobs)), step=step)
         data_root.log(credited, step=step, stage="credit")
-    data_root.log(data_root.commit("k2", advantages=advantages(other)), step=2, stage="credit", purpose="recredit")
-    assert data_root.sql("SELECT * FROM branch_statistics ORDER BY step, purpose DESC") == [
-        ("demo", 1, "train", "tempo", 0.5, 0.5, 1.0, 0.4, 2, 1),
-        ("demo", 2, "train", "tempo", 0.5, 0.5, 1.0, 0.4, 2, 1),
-        ("demo", 2, "recredit", "hepo", 0.5, 0.0, 1.0, 0.0, 2, 1),
+    place = {"step": 2, "stage": "credit", "purpose": "recredit"}
+    data_root.log(data_root.commit("k2", advantages=advantages(other)), **place, label="hepo")
+    unscaled = [row | {"td_weight": 0.0} for row in rows]  # td_scale = 0: no token has credit of its own
+    data_root.log(data_root.commit("k5", advantages=advantages(unscaled)), **place, label="tempo td_scale=0")
+    assert data_root.sql("SELECT * FROM branch_statistics ORDER BY step, purpose DESC, label") == [
+        ("demo", 1, "train", "", "tempo", 0.5, 0.5, 1.0, 0.4, 2, 1),
+        ("demo", 2, "train", "", "tempo", 0.5, 0.5, 1.0, 0.4, 2, 1),
+        ("demo", 2, "recredit", "hepo", "hepo", 0.5, 0.0, 1.0, 0.0, 2, 1),
+        ("demo", 2, "recredit", "tempo td_scale=0", "tempo", 0.5, 0.0, 1.0, 0.0, 2, 1),
     ]
-    # masked, g1's td does not count, and of its tokens one: td 1, base 3/4 + 2 * 3/4
+    # masked, g1's td does not count, and of its tokens one: td 1, base 3/4 + 2 * 3/4; 1 of 4 completions has td
     rows[0] |= {"num_trained_tokens": 1}
     data_root.log(data_root.commit("k3", rollouts=masked), step=3)
     data_root.log(data_root.commit("k4", advantages=advantages(rows)), step=3, stage="credit")
-    (share,) = data_root.sql("SELECT td_share FROM branch_statistics WHERE step = 3")[0]
-    assert share == pytest.approx(1 / (1 + 9 / 4))
+    (found,) = data_root.sql("SELECT td_tokens, td_share FROM branch_statistics WHERE step = 3")
+    assert found == (0.25, pytest.approx(1 / (1 + 9 / 4)))
 
 
 # --- reading only

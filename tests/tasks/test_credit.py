@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from flows.closing import branch_lines
 from storage import groups
 from storage.artifact import Artifact, Part, Store
 from storage.catalog import open_catalog
 from storage.commit_log import append_event
 from tasks.config import CreditConfig
-from tasks.core.advantage import ESTIMATORS, SIGNALS, AdvantageConfig, compute_advantages
+from tasks.core.advantage import ESTIMATORS, HAS_TD, SIGNALS, AdvantageConfig, compute_advantages
 from tasks.credit import credit
 from tasks.place import Run
 from tasks.training import token_advantages
@@ -162,6 +163,18 @@ def test_the_summary_says_what_the_view_says(tmp_path: Path):
     )
     assert (not_trained, moved) == (sum(masked), 0)
     assert trained == stored.sql("SELECT sum(num_trained_tokens) FROM advantages")[0][0]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_closing_line_names_credit_of_a_tokens_own_where_an_estimator_gives_any(tmp_path: Path, estimator: str):
+    stored = Stored(tmp_path / "data", num_groups=4)
+    rows = stored.credit(estimator).part("advantages").read(["td_values"]).to_pylist()
+    assert any(row["td_values"] for row in rows) == (estimator in HAS_TD)
+    stored.sql("SELECT 1")  # the rollouts are logged as well
+    (line,) = branch_lines(open_catalog(stored.store.root), "demo", 1)
+    assert ("of them with credit of their own" in line) == (estimator in HAS_TD)
+    assert " branch tokens per completion" in line
+    assert line.endswith("of 4 groups gave no signal")
 
 
 def test_td_of_tempo_loo_and_cut_td_break_no_contract(stored: Stored):
