@@ -2,10 +2,12 @@
 
 The rollouts are read in chunks of whole groups (storage/groups.py) and the tables written chunk by chunk, so memory is
 bounded by row groups. reinforce_pp, hepo and ppo count over all of the step's tokens: their figures are gathered in
-passes of their own before (one; hepo two), which read lengths or signals again rather than hold them.
+passes of their own before (one; hepo two), which read lengths or signals again rather than hold them. Signals are
+always read once before: what is wrong with them is told before anything is written.
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from storage.artifact import Part
 from storage.groups import GroupReader, group_runs
 from storage.parquet import flat_list, list_array, ranges_array
 from storage.schema import FLOATS, TOKENS
+from tasks.completions import loss_mask, per_token
 from tasks.config import CreditConfig
 from tasks.core.advantage import (
     SIGNALS,
@@ -63,6 +66,8 @@ def credit(
             yield make_completions(chunk.offsets, chunk.group_offsets, chunk.rewards_R, **chunk.signals)
 
     statistics = gather_statistics(estimator, settings, completions)
+    if names and statistics is None:  # no statistics have seen the signals yet
+        deque(completions(), maxlen=0)
     tally = CreditTally(num_completions=reader.rollouts.metadata.num_rows)
     with context.staging.open_table("prefix_nodes") as nodes, context.staging.open_table("advantages") as advantages:
         for chunk in _chunks(reader, names):
@@ -114,36 +119,9 @@ def _chunks(reader: GroupReader, names: tuple[str, ...]) -> Iterator[Chunk]:
             offsets=offsets,
             group_offsets=group_offsets,
             rewards_R=kept.column("reward").to_numpy(),
-            signals={"loss_mask_N": _loss_mask(kept, offsets)}
-            | {f"{name}_N": _per_token(kept, f"signals.{name}", name, offsets) for name in names},
+            signals={"loss_mask_N": loss_mask(kept, offsets)}
+            | {f"{name}_N": per_token(kept, f"signals.{name}", name, offsets) for name in names},
         )
-
-
-def _loss_mask(rows: pa.Table, offsets: np.ndarray) -> np.ndarray | None:
-    """bool [N]; None where every token of every completion is trained on (NULL)."""
-    column = rows.column("loss_mask")
-    if column.null_count == len(column):
-        return None
-    if column.null_count:
-        full = list_array(np.ones(offsets[-1], np.bool_), offsets, column.type)
-        column = pa.chunked_array([pc.coalesce(column.combine_chunks(), full)])
-        rows = rows.set_column(rows.schema.get_field_index("loss_mask"), "loss_mask", column)
-    return _per_token(rows, "rollouts.loss_mask", "loss_mask", offsets)
-
-
-def _per_token(rows: pa.Table, full_name: str, name: str, offsets: np.ndarray) -> np.ndarray:
-    """Flat values of a list column that must have one element for every token."""
-    column = rows.column(name)
-    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy()
-    wrong = np.flatnonzero(lengths != np.diff(offsets))
-    if wrong.size:
-        got = "none" if lengths[wrong[0]] < 0 else str(lengths[wrong[0]])
-        raise ValueError(
-            f"{full_name}: expected {np.diff(offsets)[wrong[0]]} values, one per token, got {got} for the rollout "
-            f"{rows.column('rollout_id')[int(wrong[0])].as_py()!r}; they would stand beside the wrong tokens: compute "
-            "them from these very rollouts"
-        )
-    return flat_list(column)[0]
 
 
 def _node_columns(result: Advantages, chunk: Chunk) -> dict[str, object]:

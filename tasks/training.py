@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from storage.artifact import Part
 from storage.parquet import flat_list
 from storage.schema import UPDATES
-from tasks.completions import prompt_tokens, ragged
+from tasks.completions import loss_mask, prompt_tokens, ragged
 from tasks.config import CriticConfig, TrainConfig
 from tasks.core.advantage import dense_advantages
 from tasks.learners import Learners
@@ -154,7 +154,7 @@ def _batch(prompts: Part, rollouts: Part, credited: pa.Table, signals: Part | No
         )
     _, offsets = flat_list(sampled.column("token_ids"))
     _, group_index_R = np.unique(credited.column("group_id").to_numpy(), return_inverse=True)
-    returns = credited.column("token_returns")
+    returns, mask_N = credited.column("token_returns"), loss_mask(sampled, offsets)
     return Batch(
         prompts=prompt_tokens(prompts, sampled),
         completions=ragged(sampled, "token_ids"),
@@ -162,7 +162,7 @@ def _batch(prompts: Part, rollouts: Part, credited: pa.Table, signals: Part | No
         sampler_logprobs=ragged(sampled, "sampler_logprobs"),
         advantages=np.split(token_advantages(credited, offsets), offsets[1:-1]),
         returns=ragged(credited, "token_returns") if returns.null_count == 0 else None,
-        loss_mask=_loss_mask(sampled, offsets),
+        loss_mask=None if mask_N is None else np.split(mask_N, offsets[1:-1]),
         **(_signals(signals, credited) if signals is not None else {}),
     )
 
@@ -172,18 +172,6 @@ def _signals(signals: Part, credited: pa.Table) -> dict[str, Any]:
     rows = signals.read(["rollout_id", "trainer_logprobs", "reference_logprobs", "values"])
     rows = rows.filter(pc.is_in(rows.column("rollout_id"), credited.column("rollout_id")))
     return {name: ragged(rows, name) for name in rows.column_names[1:] if rows.column(name).null_count == 0}
-
-
-def _loss_mask(sampled: pa.Table, offsets: np.ndarray) -> list[np.ndarray] | None:
-    """Which tokens are trained on; None: all of them. A completion without a mask is trained on as a whole."""
-    column = sampled.column("loss_mask")
-    if column.null_count == len(column):
-        return None
-    lengths = np.diff(offsets)
-    return [
-        np.array(mask, bool) if mask is not None else np.ones(lengths[i], bool)
-        for i, mask in enumerate(column.to_pylist())
-    ]
 
 
 def token_advantages(credited: pa.Table, offsets: np.ndarray) -> np.ndarray:

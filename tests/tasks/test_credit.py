@@ -13,6 +13,8 @@ from storage import groups
 from storage.artifact import Artifact, Part, Store
 from storage.catalog import open_catalog
 from storage.commit_log import append_event
+from storage.schema import FLAGS
+from tasks.completions import loss_mask
 from tasks.config import CreditConfig
 from tasks.core.advantage import ESTIMATORS, HAS_TD, SIGNALS, AdvantageConfig, compute_advantages
 from tasks.credit import credit
@@ -257,6 +259,39 @@ def test_signals_that_are_missing_or_do_not_fit(tmp_path: Path):
     refused(tmp_path / "b", "one per token, got . for the rollout 'g001-2'; they would", "ppo", signals=short)
     broken = {"values": [[float("nan")] * len(t) for t in good.tokens]}
     refused(tmp_path / "c", "values_N: expected finite numbers, got nan", "ppo", signals=broken)
+
+
+@pytest.mark.parametrize(("estimator", "whiten"), [("hepo", True), ("ppo", True), ("ppo", False)])
+def test_a_bad_signal_of_the_last_chunk_is_told_before_anything_is_credited(
+    tmp_path: Path, estimator: str, whiten: bool, monkeypatch
+):
+    monkeypatch.setattr(groups, "ROWS_PER_CHUNK", 5)
+    monkeypatch.setattr("storage.parquet.ROW_GROUP_ROWS", 5)
+    good = Stored(tmp_path / "good", num_groups=3)
+    signals = {name: [*lists[:-1], [float("nan")] * len(lists[-1])] for name, lists in good.signals.items()}
+    stored, credited = Stored(tmp_path / "bad", num_groups=3, signals=signals), []
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        credited.append(1)
+        return compute_advantages(*arguments, **settings)
+
+    monkeypatch.setattr("tasks.credit.compute_advantages", watched)
+    with pytest.raises(ValueError, match="expected finite numbers, got nan"):
+        stored.credit(estimator, whiten=whiten)
+    assert not credited
+    good.credit(estimator, whiten=whiten)
+    assert len(credited) == 3  # chunks
+
+
+def test_one_reading_of_masks_serves_credit_and_training():
+    # NULL is a completion that is trained on as a whole; all NULL needs no mask
+    rows = pa.table({"rollout_id": ["a", "b", "c"], "loss_mask": pa.array([[True, False], None, []], FLAGS)})
+    found = loss_mask(rows, np.array([0, 2, 5, 5]))
+    assert found is not None
+    assert found.tolist() == [True, False, True, True, True]
+    assert loss_mask(rows.slice(1, 1), np.array([0, 3])) is None
+    with pytest.raises(ValueError, match=r"rollouts\.loss_mask: expected 3 values, one per token, got 2 .* 'a'"):
+        loss_mask(rows, np.array([0, 3, 6, 6]))
 
 
 def test_the_settings_are_those_of_the_core():
