@@ -119,6 +119,7 @@ def test_the_stage_stores_what_the_core_computes_and_no_contract_is_broken(store
         assert [value for row in rows for value in row["token_returns"]] == expected.returns_N.tolist()
     assert {row["token_returns"] is None for row in rows} == {estimator != "ppo"}
     assert {row["token_advantages"] is None for row in rows} == {expected.dense_N is None}
+    assert any(row["td_values"] for row in rows) == (estimator in HAS_TD)
     assert len(rows) == len(stored.tokens)
 
 
@@ -167,11 +168,10 @@ def test_the_summary_says_what_the_view_says(tmp_path: Path):
     assert trained == stored.sql("SELECT sum(num_trained_tokens) FROM advantages")[0][0]
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ["tempo", "tempo_loo", "grpo", "ppo"])
 def test_the_closing_line_names_credit_of_a_tokens_own_where_an_estimator_gives_any(tmp_path: Path, estimator: str):
     stored = Stored(tmp_path / "data", num_groups=4)
-    rows = stored.credit(estimator).part("advantages").read(["td_values"]).to_pylist()
-    assert any(row["td_values"] for row in rows) == (estimator in HAS_TD)
+    stored.credit(estimator)
     stored.sql("SELECT 1")  # the rollouts are logged as well
     (line,) = branch_lines(open_catalog(stored.store.root), "demo", 1)
     assert ("of them with credit of their own" in line) == (estimator in HAS_TD)
