@@ -60,7 +60,8 @@ def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_stora
 def test_ppo_learns_and_so_does_its_critic(tmp_path):
     """The explained variance is that of values on rollouts the critic has not seen, before the update on them.
 
-    What can be known of a completion's reward before it ends is little: early tokens are right or wrong by chance.
+    It ends at a few per cent: what the prompt's length says. Whether a step of a chain is right the critic does not
+    learn in 160 updates; a critic that knew would explain 0.2 to 0.3.
     """
     data = ["--data-root", str(tmp_path / "data")]
     command = [str(TEMPO), "train", "quickstart", "--no-server", "--set", "estimator=ppo", *data]
@@ -75,6 +76,6 @@ def test_ppo_learns_and_so_does_its_critic(tmp_path):
         [str(TEMPO), "sql", statement, "--format", "json", *data], capture_output=True, text=True, check=True
     )
     figures = json.loads(answer.stdout)
-    assert figures["before"] < 0.0 < 0.01 < figures["after"]
+    assert figures["after"] > max(0.0, figures["before"] + 0.01)
     assert figures["loss_after"] < 0.8 * figures["loss_before"]
     assert figures["score"] >= 0.7
