@@ -13,6 +13,13 @@ hypothesis.settings.load_profile("untimed")
 _status: list[int] = []
 
 
+@pytest.fixture(autouse=True)
+def _denormal_numbers_as_usual() -> None:
+    """A training in this process has switched them off for the thread; hypothesis refuses to draw floats then."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
+
+
 def pytest_sessionfinish(exitstatus: int) -> None:
     _status[:] = [int(exitstatus)]
 

@@ -20,7 +20,7 @@ from tests.deployments.served import Served, processes_of, wait_for
 CHROMIUM = Path("/usr/bin/chromium")
 PREPARATION = ["step 000 policy", "step 000 prompts", "step 000 demonstrations", "step 000 warm_start"]
 STEPS = [f"step 00{step} {stage}" for step in (1, 2) for stage in ("generation", "verification", "credit", "training")]
-LONG = {"steps": 9, "prompts_per_step": 24, "train": {"updates_per_step": 4}}
+LONG = {"steps": 24, "prompts_per_step": 24, "train": {"updates_per_step": 4}}
 """Long enough to be ended in its middle: a second a step, more on a busy machine."""
 
 
