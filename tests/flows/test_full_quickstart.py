@@ -44,7 +44,7 @@ def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_stora
     scores = {(row["step"], row["decoding"]): row["mean"] for row in map(json.loads, answer.stdout.splitlines())}
     assert scores[0, "greedy"] < 0.5
     assert 0.2 < scores[0, "sampled"] < 0.45
-    assert scores[40, "greedy"] > 0.95
+    assert scores[40, "greedy"] > 0.9
     assert scores[40, "sampled"] >= 0.75
     (peak,) = re.findall(r"peak memory ([\d,]+) MB", first.stdout)
     assert int(peak.replace(",", "")) < 2000
