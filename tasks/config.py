@@ -209,7 +209,7 @@ class TrainConfig:
     """How completions lie in memory (tasks/core/layout.py); auto takes the tree where the model allows it and prefixes
     are shared."""
     micro_batch_tokens: Positive = field(default=4096, metadata=NOT_IDENTITY)
-    """Most tokens (padding included) in one forward pass; gradients of passes add up: bounds memory, changes nothing."""
+    """Most tokens (padding included) of one forward pass; the gradients add up: bounds memory, changes nothing else."""
     gradient_checkpointing: bool = field(default=False, metadata=NOT_IDENTITY)
     """Keep one activation a layer and compute the others again in the backward pass: less memory, a third more time."""
     num_processes: Annotated[int, Bounds(at_least=1, at_most=1)] = field(default=1, metadata=NOT_IDENTITY)
