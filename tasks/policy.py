@@ -39,7 +39,7 @@ def check_layout(source: PolicySource, layout: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tasks.engines.batch import refuse_layout
+    from tasks.engines.micro_batches import refuse_layout
 
     config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
     with torch.device("meta"):

@@ -53,7 +53,6 @@ def _rows(policy: "Policy", batch: "Batch", rollout_ids: list[str], objective: "
     from tasks.engines.batch import token_signals
     from tasks.engines.trainer import completion_logprobs
 
-    policy.model.eval()
     prompts, completions = batch.prompts, batch.completions
     trainer_N, entropy_N = completion_logprobs(
         policy, prompts, completions, objective.temperature, micro_batch_tokens=MICRO_BATCH_TOKENS

@@ -61,7 +61,7 @@ def tempo(given: Completions, config: AdvantageConfig, _: Statistics | None) -> 
         td_M = np.clip(td_M, -config.td_clip, config.td_clip)
     counts_M = tree.node_num_completions_M >= config.min_support
     td_K = np.where(counts_M, td_M, 0.0)[tree.breakpoint_node_K]
-    scale_P = given.moments[1] + config.epsilon if config.normalize else np.ones(given.has_signal_P.size)
+    scale_P = _std_scale(given, config)
     td_scale_P, has_scale_P = scale_P, given.has_signal_P
     if config.td_normalization == "td":
         counts_K = counts_M[tree.breakpoint_node_K]
@@ -98,7 +98,7 @@ def tempo_loo(given: Completions, config: AdvantageConfig, _: Statistics | None)
         tree.node_num_completions_M[left_K] - 1
     )
     td_K = value_M[node_K] - others_K
-    scale_P = given.moments[1] + config.epsilon if config.normalize else np.ones(given.has_signal_P.size)
+    scale_P = _std_scale(given, config)
     kept = np.flatnonzero(td_K)
     return Terms(
         base_R=_scaled(rloo(given, config, None).base_R, given, scale_P),
@@ -114,8 +114,7 @@ def grpo(given: Completions, config: AdvantageConfig, _: Statistics | None) -> T
 
     Without signal 0.
     """
-    scale_P = given.moments[1] + config.epsilon if config.normalize else np.ones(given.has_signal_P.size)
-    return Terms(base_R=_scaled(given.centered_R, given, scale_P))
+    return Terms(base_R=_scaled(given.centered_R, given, _std_scale(given, config)))
 
 
 def dr_grpo(given: Completions, config: AdvantageConfig, _: Statistics | None) -> Terms:
@@ -259,6 +258,11 @@ def check_signals(estimator: str, given: Collection[str]) -> None:
             f"{missing[0]}_N: expected one number per completion token for the estimator {estimator!r}, got none; its "
             f"formula needs them: compute them with a model (the stage signals does), or take another estimator"
         )
+
+
+def _std_scale(given: Completions, config: AdvantageConfig) -> Float64:
+    """std(r) + epsilon of each group; 1 without `normalize`: [P]."""
+    return given.moments[1] + config.epsilon if config.normalize else np.ones(given.has_signal_P.size)
 
 
 def _scaled(centered_R: Float64, given: Completions, scale_P: Float64) -> Float64:

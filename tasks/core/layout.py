@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.prefix_tree import PrefixTree, build_prefix_tree
+from tasks.core.prefix_tree import build_prefix_tree
+from tasks.core.ragged import Int64, within
 
-Int64 = NDArray[np.int64]
 Sequences = Sequence[NDArray[np.int32]]
 
 LAYOUTS = ("padded", "packed", "tree")
@@ -67,8 +67,8 @@ class Layout:
 def build_layout(kind: str, prompts: Sequences, completions: Sequences, group_index_R: Int64) -> Layout:
     """Lay out R completions, prompts[r] before completions[r]. Completions with one group_index share their prompt.
 
-    For `tree` the completions of a group must be adjacent, and a group's prompts be equal. Completions may be empty;
-    prompts may not (nothing would predict the first token): ValueError, as for another name than those of LAYOUTS.
+    A group's completions need not be adjacent; for `tree` its prompts must be equal. Completions may be empty; prompts
+    may not (nothing would predict the first token): ValueError, as for another name than those of LAYOUTS.
     """
     if min((len(prompt) for prompt in prompts), default=1) == 0:
         raise ValueError(
@@ -78,33 +78,71 @@ def build_layout(kind: str, prompts: Sequences, completions: Sequences, group_in
     if kind == "padded":
         return _padded(prompts, completions)
     if kind == "packed":
-        return _flat(prompts, completions, np.arange(len(completions)))
+        return lay_out_trees(prompts, completions, packed_order(completions))
     if kind == "tree":
-        return _flat(prompts, completions, np.asarray(group_index_R))
+        return lay_out_trees(prompts, completions, tree_order(completions, group_index_R))
     raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {kind!r}")
 
 
-def suffix_lengths(tree: PrefixTree) -> Int64:
-    """Tokens that each completion adds to its tree, in the order of tree.sorted_rollout_R: int64 [R].
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TreeOrder:
+    """A completions in the order in which their trees lie flat: groups together, lexicographic in each."""
+
+    rows_A: Int64
+    """Which completion each is."""
+    own_A: Int64
+    """Tokens it adds to its group's tree: those after its common prefix with the one before it."""
+    is_first_A: NDArray[np.bool_]
+    """Whether it is the first of its group, and brings the prompt."""
+
+    def sizes(self, prompts: Sequences) -> Int64:
+        """Places that each adds to the row."""
+        prompt_A = np.array([len(prompts[r]) for r in self.rows_A.tolist()], dtype=np.int64)
+        return self.own_A + prompt_A * self.is_first_A
+
+    def where(self, chosen_A: NDArray[np.bool_]) -> "TreeOrder":
+        """Whole groups of it."""
+        return TreeOrder(rows_A=self.rows_A[chosen_A], own_A=self.own_A[chosen_A], is_first_A=self.is_first_A[chosen_A])
+
+    def cut(self, begin: int, end: int, first_length: int) -> "TreeOrder":
+        """A part of it, as an order of its own over those completions; a group that is cut starts anew in each part.
+
+        `first_length`: tokens of the completion at `begin`, all of which it now adds.
+        """
+        own_a, is_first_a = self.own_A[begin:end].copy(), self.is_first_A[begin:end].copy()
+        own_a[0], is_first_a[0] = first_length, True
+        return TreeOrder(rows_A=np.arange(end - begin), own_A=own_a, is_first_A=is_first_a)
+
+
+def packed_order(completions: Sequences) -> TreeOrder:
+    """Every completion on its own, as they come."""
+    lengths = np.array([len(completion) for completion in completions], dtype=np.int64)
+    return TreeOrder(rows_A=np.arange(lengths.size), own_A=lengths, is_first_A=np.ones(lengths.size, np.bool_))
+
+
+def tree_order(completions: Sequences, group_index_R: Int64) -> TreeOrder:
+    """The order of the groups' prefix trees.
 
     The common prefix with the completion before it ends where the two part: at the parent of the first node that
     begins with the later one. No node begins with a duplicate: it adds nothing.
     """
-    length_R = np.diff(tree.offsets)[tree.sorted_rollout_R]
-    shared_R = length_R.copy()
+    if not len(completions):
+        return packed_order(completions)
+    rows_A = np.argsort(group_index_R, kind="stable")
+    offsets = np.append(0, np.cumsum([len(completions[r]) for r in rows_A], dtype=np.int64))
+    tokens = np.concatenate([completions[r] for r in rows_A]).astype(np.int32, copy=False)
+    group_A = np.asarray(group_index_R)[rows_A]
+    starts = np.flatnonzero(np.diff(group_A, prepend=group_A[0] - 1))
+    tree = build_prefix_tree(tokens, offsets, np.append(starts, rows_A.size))
+    length_A = np.diff(offsets)[tree.sorted_rollout_R]
+    shared_A = length_A.copy()
     is_root = tree.node_parent_M < 0
-    shared_R[tree.node_start_M[is_root]] = 0
+    shared_A[tree.node_start_M[is_root]] = 0
     begins = ~is_root & (tree.node_start_M != tree.node_start_M[np.maximum(tree.node_parent_M, 0)])
-    shared_R[tree.node_start_M[begins]] = tree.node_depth_M[tree.node_parent_M[begins]]
-    return length_R - shared_R
-
-
-def group_tree(completions: Sequences, group_index_R: Int64) -> PrefixTree:
-    """The prefix trees of completions whose groups are adjacent."""
-    offsets = np.append(0, np.cumsum([len(completion) for completion in completions]))
-    starts = np.flatnonzero(np.diff(group_index_R, prepend=group_index_R[0] - 1))
-    tokens = np.concatenate([*completions, np.zeros(0, np.int32)]).astype(np.int32, copy=False)
-    return build_prefix_tree(tokens, offsets.astype(np.int64), np.append(starts, len(completions)))
+    shared_A[tree.node_start_M[begins]] = tree.node_depth_M[tree.node_parent_M[begins]]
+    is_first_A = np.zeros(rows_A.size, dtype=np.bool_)
+    is_first_A[starts] = True
+    return TreeOrder(rows_A=rows_A[tree.sorted_rollout_R], own_A=length_A - shared_A, is_first_A=is_first_A)
 
 
 def _padded(prompts: Sequences, completions: Sequences) -> Layout:
@@ -115,7 +153,7 @@ def _padded(prompts: Sequences, completions: Sequences) -> Layout:
         ids_BL[b, : len(row)] = row
     lengths_B = np.array([len(completion) for completion in completions], dtype=np.int64)
     begin_B = np.arange(len(rows)) * ids_BL.shape[1] + np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    place_N: Int64 = np.repeat(begin_B, lengths_B) + _within(lengths_B)
+    place_N: Int64 = np.repeat(begin_B, lengths_B) + within(lengths_B)
     return Layout(
         token_ids_BL=ids_BL,
         position_ids_BL=np.broadcast_to(np.arange(ids_BL.shape[1]), ids_BL.shape),
@@ -127,26 +165,24 @@ def _padded(prompts: Sequences, completions: Sequences) -> Layout:
     )
 
 
-def _flat(prompts: Sequences, completions: Sequences, group_index_R: Int64) -> Layout:
-    """One row of prefix trees; groups of one completion each are plain packing."""
-    tree = group_tree(completions, group_index_R)
-    own_R, is_first_R = suffix_lengths(tree), np.zeros(len(completions), dtype=np.bool_)
-    is_first_R[tree.group_offsets[:-1]] = True
+def lay_out_trees(prompts: Sequences, completions: Sequences, order: TreeOrder) -> Layout:
+    """One row of prefix trees, by the completions' order; groups of one completion each are plain packing."""
     ids: list[NDArray[np.int32]] = []
     paths: list[Int64] = []
     depths: list[Int64] = []
     prompt_size, place = 0, 0
-    for r, own, is_first in zip(tree.sorted_rollout_R.tolist(), own_R.tolist(), is_first_R.tolist(), strict=True):
+    for r, own, is_first in zip(order.rows_A.tolist(), order.own_A.tolist(), order.is_first_A.tolist(), strict=True):
         suffix = completions[r][len(completions[r]) - own :]
         if is_first:  # the first suffix of a group holds the prompt too
             prompt_size, suffix = len(prompts[r]), np.concatenate([prompts[r], suffix])
+        assert len(prompts[r]) == prompt_size
         shared = prompt_size + len(completions[r]) - len(suffix)
         before = paths[-1][:shared] if shared else np.zeros(0, np.int64)
         ids.append(suffix)
         paths.append(np.concatenate([before, np.arange(place, place + len(suffix))]))
         depths.append(np.arange(shared, shared + len(suffix)))
         place += len(suffix)
-    of_completion = dict(zip(tree.sorted_rollout_R.tolist(), paths, strict=True))
+    of_completion = dict(zip(order.rows_A.tolist(), paths, strict=True))
     parent_N = np.concatenate([of_completion[r][len(prompts[r]) - 1 : -1] for r in range(len(completions))])
     place_N = np.concatenate([of_completion[r][len(prompts[r]) :] for r in range(len(completions))])
     return _with_edges(np.concatenate(ids), np.concatenate(depths), _suffixes(ids, paths), parent_N, place_N)
@@ -178,8 +214,3 @@ def _with_edges(ids: NDArray[np.int32], depth: Int64, suffixes: Suffixes, parent
         edge_token_E=ids[place_E[order_E]].astype(np.int64),
         token_edge_N=rank_E[edge_N],
     )
-
-
-def _within(lengths: Int64) -> Int64:
-    """0, 1, ... within each run of the given lengths."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -14,6 +14,11 @@ Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 
+def within(lengths: Int64) -> Int64:
+    """0, 1, ... within each run of the given lengths: for [2, 0, 3] that is 0 1 0 1 2."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
 def check_layout(token_ids_N: Int32, offsets: Int64, group_offsets: Int64) -> tuple[Int32, Int64, Int64]:
     """The three buffers as int32, int64, int64; ValueError where they contradict each other."""
     offsets, group_offsets = check_ragged(offsets, group_offsets)

@@ -1,6 +1,6 @@
-"""Batches of completions, and the micro-batches that one forward pass takes of them."""
+"""Batches of completions, and what the loss needs to know of their tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,12 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.core.layout import Layout, Sequences, build_layout, group_tree, suffix_lengths
+from tasks.core.layout import Sequences
 from tasks.core.objective import Objective, TokenSignals, importance_weights, token_weights
-from tasks.engines.attention import refusal
-
-MIN_SHARING = 1.02
-"""Linear tokens per tree token from which `auto` takes the tree; below it there is nothing to gain."""
+from tasks.core.ragged import within
 
 Floats = Sequence[NDArray[np.float32]]
 
@@ -56,15 +53,6 @@ class Batch:
     @property
     def lengths_R(self) -> NDArray[np.int64]:
         return np.array([len(completion) for completion in self.completions], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Completions that go through the model together."""
-
-    rows: NDArray[np.int64]
-    """Their indices in the batch."""
-    layout: Layout
 
 
 def flat(values: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
@@ -121,114 +109,4 @@ def _needed(values: Floats | None, name: str, what: str) -> Floats:
 def token_index(lengths_R: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices among the batch's N tokens of those of some completions, completion after completion."""
     begin_R = np.cumsum(lengths_R) - lengths_R
-    lengths = lengths_R[rows]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(begin_R[rows], lengths) + within
-
-
-def choose_layout(layout: str, model: Any, prompts: Sequences, completions: Sequences, group_index_R: Any) -> str:
-    """`auto`: the tree where the model allows it and prefixes are shared; packed where they are not; else padded.
-
-    Raises ValueError when the layout asked for is not `auto` and the model's attention does not allow it.
-    """
-    if layout == "padded":
-        return layout
-    if layout != "auto":
-        refuse_layout(model, layout)
-        return layout
-    if refusal(model):
-        return "padded"
-    linear = sum(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-    _, sizes = tree_sizes(prompts, completions, group_index_R, np.arange(len(prompts)))
-    return "tree" if linear >= MIN_SHARING * sizes.sum() else "packed"
-
-
-def refuse_layout(model: Any, layout: str) -> None:
-    """Raise ValueError when the model's attention does not allow packed rows or trees."""
-    reason = refusal(model)
-    if reason:
-        raise ValueError(
-            f"train.layout: {layout!r} needs plain causal attention in every layer, but {reason}; its gradients would "
-            "be wrong: use train.layout = padded"
-        )
-
-
-def micro_batches(
-    kind: str,
-    prompts: Sequences,
-    completions: Sequences,
-    group_index_R: NDArray[np.int64],
-    micro_batch_tokens: int,
-    *,
-    is_silent_R: NDArray[np.bool_] | None = None,
-) -> Iterator[MicroBatch]:
-    """Cut completions into micro-batches of at most `micro_batch_tokens` places; empty completions are left out.
-
-    padded: by length. packed: as they come. tree: whole groups; a larger tree is cut, and each part holds the prompt
-    and what else it shares once more. One completion over the budget is a micro-batch of its own. Completions marked
-    as silent (no gradient comes from them) are kept apart from the others, so that their backward pass can be skipped.
-    """
-    lengths_R = np.array([len(completion) for completion in completions])
-    silent_R = np.zeros(len(completions), np.bool_) if is_silent_R is None else is_silent_R
-    for part in (np.flatnonzero(~silent_R & (lengths_R > 0)), np.flatnonzero(silent_R & (lengths_R > 0))):
-        for rows in _cut(kind, prompts, completions, group_index_R, part, micro_batch_tokens):
-            chosen = [prompts[i] for i in rows], [completions[i] for i in rows]
-            yield MicroBatch(rows, build_layout(kind, *chosen, group_index_R[rows]))
-
-
-def _cut(
-    kind: str, prompts: Sequences, completions: Sequences, group_index_R: Any, part: NDArray[np.int64], budget: int
-) -> Iterator[NDArray[np.int64]]:
-    if not part.size:
-        return
-    widths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)])
-    if kind == "tree":
-        order, sizes = tree_sizes(prompts, completions, group_index_R, part)
-        yield from _cut_trees(order, group_index_R[order], sizes, widths[order], budget)
-        return
-    order = part[np.argsort(-widths[part], kind="stable")] if kind == "padded" else part
-    begin, total = 0, 0
-    for i, width in enumerate(widths[order].tolist()):
-        total = (i + 1 - begin) * widths[order[begin]] if kind == "padded" else total + width
-        if i > begin and total > budget:
-            yield order[begin:i]
-            begin, total = i, width
-    yield order[begin:]
-
-
-def _cut_trees(order: Any, group_A: Any, sizes_A: Any, widths_A: Any, budget: int) -> Iterator[NDArray[np.int64]]:
-    """Whole groups up to the budget; within a group that is larger, cuts where the next completion would not fit."""
-    bounds = np.append(np.flatnonzero(np.diff(group_A, prepend=group_A[0] - 1)), order.size)
-    begin, total = 0, 0
-    for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        size = int(sizes_A[low:high].sum())
-        if low > begin and total + size > budget:
-            yield order[begin:low]
-            begin, total = low, 0
-        if size <= budget:
-            total += size
-            continue
-        for i in range(low, high):
-            if i > begin and total + sizes_A[i] > budget:
-                yield order[begin:i]
-                begin, total = i, int(widths_A[i])
-            else:
-                total += int(sizes_A[i])
-    yield order[begin:]
-
-
-def tree_sizes(
-    prompts: Sequences, completions: Sequences, group_index_R: Any, part: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The completions of `part`, groups together and lexicographic in each, and the places each adds to its tree.
-
-    The first of a group brings the prompt.
-    """
-    if not part.size:
-        return part, part
-    order = part[np.argsort(np.asarray(group_index_R)[part], kind="stable")]
-    tree = group_tree([completions[i] for i in order], np.asarray(group_index_R)[order])
-    order, sizes = order[tree.sorted_rollout_R], suffix_lengths(tree)
-    first = tree.group_offsets[:-1]
-    sizes[first] += [len(prompts[i]) for i in order[first]]
-    return order, sizes
+    return np.repeat(begin_R[rows], lengths_R[rows]) + within(lengths_R[rows])

@@ -24,11 +24,12 @@ from tasks.core.layout import Layout, Sequences
 from tasks.core.objective import token_weights
 from tasks.core.value_loss import value_loss
 from tasks.engines.attention import layout_attention
-from tasks.engines.batch import Batch, choose_layout, micro_batches, token_index
-from tasks.engines.optimizer import Names, NonFiniteUpdate, load_optimizer, save_optimizer
+from tasks.engines.batch import Batch, flat, token_index
+from tasks.engines.micro_batches import Arrangement
+from tasks.engines.optimizer import Names, checked_step, load_optimizer, save_optimizer
 from tasks.engines.passes import training_passes
 from tasks.engines.policy import Policy
-from tasks.engines.trainer import parent_states
+from tasks.engines.trainer import parent_states, token_states
 
 HEAD_FILE = "value_head.safetensors"
 OPTIMIZER_FILE = "critic.safetensors"
@@ -69,9 +70,7 @@ class Critic:
         held = policy if self.model is None else Policy(self.model, None, "")
         assert held is not None
         with layout_attention(held.model, layout):
-            hidden_UH = parent_states(held, layout, precision)
-        parent_N = torch.from_numpy(layout.edge_parent_E[layout.token_edge_N]).to(hidden_UH.device)
-        return hidden_UH.index_select(0, parent_N)
+            return token_states(parent_states(held, layout, precision), layout)
 
 
 def make_critic(policy: Policy, backbone: str, seed: int) -> Critic:
@@ -155,8 +154,8 @@ def predict_values(
     model = critic.model if critic.model is not None or policy is None else policy.model
     weight = critic.head.weight
     values_N = torch.zeros(int(lengths_R.sum()), dtype=weight.dtype, device=weight.device)
-    kind = choose_layout(layout, model, prompts, completions, groups_R)
-    for micro_batch in micro_batches(kind, prompts, completions, groups_R, micro_batch_tokens):
+    arrangement = Arrangement(layout, model, prompts, completions, groups_R)
+    for micro_batch in arrangement.micro_batches(micro_batch_tokens):
         found_N = critic.head(critic.hidden(policy, micro_batch.layout, precision).to(weight.dtype))[:, 0]
         values_N[torch.from_numpy(token_index(lengths_R, micro_batch.rows)).to(weight.device)] = found_N
     return values_N
@@ -172,7 +171,7 @@ class ValueTerm:
         assert batch.values is not None
         assert batch.returns is not None
         weight, lengths_R = critic.head.weight, torch.from_numpy(batch.lengths_R)
-        mask_N = None if batch.loss_mask is None else torch.from_numpy(np.concatenate(batch.loss_mask))
+        mask_N = None if batch.loss_mask is None else flat(batch.loss_mask, torch.device("cpu"))
         groups_R = torch.from_numpy(batch.group_index_R)
         self.weights_N = token_weights(
             lengths_R, groups_R, "token_mean", max_tokens=1, loss_mask_N=mask_N, dtype=weight.dtype
@@ -245,25 +244,19 @@ class CriticTrainer:
 
     def step(self, term: ValueTerm) -> dict[str, float]:
         """Clip and apply the critic's gradient; NonFiniteUpdate, and no change, when it is not finite."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.critic.module.parameters(), self.max_grad_norm))
-        if not (math.isfinite(term.loss) and math.isfinite(norm)):
-            raise NonFiniteUpdate(
-                f"value loss {term.loss} with gradient norm {norm}: expected finite numbers; no weight was changed in "
-                "storage. Lower critic.learning_rate, or look for returns that are not finite in this step's advantages"
-            )
-        self.optimizer.step()
+        losses = {"value loss": term.loss}
+        norm = checked_step(self.critic.module.parameters(), self.optimizer, losses, self.max_grad_norm)
         return term.figures() | {"critic_grad_norm": norm}
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """One update of the critic alone. The policy's weights, and a shared backbone with them, stay as they are."""
         self.optimizer.zero_grad(set_to_none=True)
         term = ValueTerm(self.critic, batch, value_clip=self.value_clip)
-        cut = (batch.prompts, batch.completions, batch.group_index_R)
         model = policy.model if self.critic.is_shared else self.critic.model
-        kind = choose_layout(self.layout, model, *cut)
+        arrangement = Arrangement(self.layout, model, batch.prompts, batch.completions, batch.group_index_R)
         is_checkpointed = self.gradient_checkpointing and not self.critic.is_shared
         with training_passes(model, gradient_checkpointing=is_checkpointed):
-            for micro_batch in micro_batches(kind, *cut, self.micro_batch_tokens):
+            for micro_batch in arrangement.micro_batches(self.micro_batch_tokens):
                 with layout_attention(model, micro_batch.layout):  # the backward pass may compute layers again
                     with torch.set_grad_enabled(not self.critic.is_shared):
                         hidden_NH = self.critic.hidden(policy, micro_batch.layout, self.precision)

@@ -87,13 +87,10 @@ def _chunk_pass(
     product: "_Product", hidden_uH: Tensor, chunk: _Chunk, token_loss: TokenLoss, temperature: float, result: HeadResult
 ) -> float:
     """Put one chunk's figures and cotangent into the result; returns its loss."""
-    logits_uV = product.logits(hidden_uH).to(result.logprob_N.dtype)
-    if temperature != 1:
-        logits_uV /= temperature
+    logits_uV = product.logits(hidden_uH, temperature)
     log_total_u, entropy_u = _normalise(logits_uV)
-    logprob_e = logits_uV[chunk.edge_row_e, chunk.edge_token_e] - log_total_u[chunk.edge_row_e]
-    row_n = chunk.edge_row_e[chunk.token_edge_n]
-    logprob_n, entropy_n = logprob_e[chunk.token_edge_n].requires_grad_(), entropy_u[row_n].requires_grad_()
+    row_n, logprob_n = _token_logprobs(logits_uV, log_total_u, chunk)
+    logprob_n, entropy_n = logprob_n.requires_grad_(), entropy_u[row_n].requires_grad_()
     with torch.enable_grad():
         part = token_loss(logprob_n, entropy_n, chunk.tokens_n)
         by_logprob_n, by_entropy_n = torch.autograd.grad(part, (logprob_n, entropy_n), allow_unused=True)
@@ -125,13 +122,10 @@ def head_logprobs(
     logprob_N, entropy_N = torch.empty(2, layout.token_edge_N.size, dtype=kind, device=hidden_UH.device)
     product = _Product(head, autocast, hidden_UH.device)
     for chunk in _chunks(layout, head.weight.shape[0], hidden_UH.device):
-        logits_uV = product.logits(hidden_UH[chunk.rows]).to(kind)
-        if temperature != 1:
-            logits_uV /= temperature
+        logits_uV = product.logits(hidden_UH[chunk.rows], temperature)
         log_total_u, entropy_u = _normalise(logits_uV)
-        logprob_e = logits_uV[chunk.edge_row_e, chunk.edge_token_e] - log_total_u[chunk.edge_row_e]
-        logprob_N[chunk.tokens_n] = logprob_e[chunk.token_edge_n]
-        entropy_N[chunk.tokens_n] = entropy_u[chunk.edge_row_e[chunk.token_edge_n]]
+        row_n, logprob_N[chunk.tokens_n] = _token_logprobs(logits_uV, log_total_u, chunk)
+        entropy_N[chunk.tokens_n] = entropy_u[row_n]
         del logits_uV  # before the next chunk's are made
     return logprob_N, entropy_N
 
@@ -153,6 +147,12 @@ def _chunks(layout: Layout, vocabulary: int, device: torch.device) -> Iterator[_
             order_N[begin:end],
         )
         yield _Chunk(slice(low, high), *(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def _token_logprobs(z_uV: Tensor, log_total_u: Tensor, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    """The parent's row and the log-probability of each of the chunk's tokens."""
+    row_n = chunk.edge_row_e[chunk.token_edge_n]
+    return row_n, z_uV[row_n, chunk.edge_token_e[chunk.token_edge_n]] - log_total_u[row_n]
 
 
 def _blocks(logits_uV: Tensor) -> Iterator[slice]:
@@ -214,9 +214,12 @@ class _Product:
         self.factor = self.weight.detach().to(self.kind)
 
     @torch.no_grad()
-    def logits(self, hidden_uH: Tensor) -> Tensor:
+    def logits(self, hidden_uH: Tensor, temperature: float) -> Tensor:
+        """Divided by the temperature, in fp32 at least."""
         bias = None if self.bias is None else self.bias.to(self.kind)
-        return torch.nn.functional.linear(hidden_uH.to(self.kind), self.factor, bias)
+        logits_uV = torch.nn.functional.linear(hidden_uH.to(self.kind), self.factor, bias)
+        logits_uV = logits_uV.to(torch.promote_types(hidden_uH.dtype, torch.float32))
+        return logits_uV if temperature == 1 else logits_uV.div_(temperature)
 
     @torch.no_grad()
     def backward(self, hidden_uH: Tensor, by_logits_uV: Tensor) -> Tensor:

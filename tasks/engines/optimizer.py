@@ -1,7 +1,7 @@
 """The optimiser: AdamW with decay groups, its state on disk, and the checked step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ FILE = "optimizer.safetensors"
 
 
 class NonFiniteUpdate(FloatingPointError):
-    """A loss or gradient that is not finite; no weight was changed."""
+    """A loss or gradient that is not finite; the update was not applied."""
 
 
 def make_optimizer(
@@ -44,30 +44,34 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
+REMEDIES = {
+    "loss": "lower train.learning_rate, or look for non-finite sampler_logprobs in this step's rollouts",
+    "value loss": "lower critic.learning_rate, or look for non-finite token_returns in this step's advantages",
+}
+"""What to do, by the loss that was differentiated."""
+
+
 def checked_step(
     parameters: Iterable[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    loss: float,
+    losses: Mapping[str, float],
     max_grad_norm: float,
-    *,
-    value_loss: float = 0.0,
 ) -> float:
-    """Clip and apply the gradient; returns its norm before clipping. A gradient that is absent is 0, and is applied:
-    momentum and decay go on where no completion of a mini-batch gave a gradient.
+    """Clip and apply the gradient of the losses (by name); returns its norm before clipping. A gradient that is absent
+    is 0, and is applied: momentum and decay go on where no completion of a mini-batch gave a gradient.
 
-    Raises NonFiniteUpdate, before any weight changes, when the loss or the norm is not finite.
+    Raises NonFiniteUpdate, and changes nothing, when a loss or the norm is not finite.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
-    if not all(map(math.isfinite, (loss, value_loss, norm))):
-        critic = f", value loss {value_loss}," if value_loss else ""
-        rates = "learning rate (train.learning_rate, or critic.learning_rate)" if value_loss else "learning rate"
+    if not all(map(math.isfinite, (*losses.values(), norm))):
+        figures = " and ".join(f"{name} {loss}" for name, loss in losses.items())
         raise NonFiniteUpdate(
-            f"loss {loss}{critic} with gradient norm {norm}: expected finite numbers; no weight was changed. Lower the "
-            f"{rates}, or look for completions with non-finite sampler_logprobs in this step's rollouts"
+            f"{figures} with gradient norm {norm}: expected finite numbers; the update was not applied. To go on: "
+            + "; or ".join(REMEDIES[name] for name in losses)
         )
     optimizer.step()
     return norm

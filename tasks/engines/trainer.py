@@ -13,9 +13,10 @@ from torch import Tensor
 from tasks.core.layout import Layout
 from tasks.core.objective import Objective, policy_loss
 from tasks.engines.attention import layout_attention, paths_on
-from tasks.engines.batch import Batch, choose_layout, micro_batches, token_index, token_signals
+from tasks.engines.batch import Batch, token_index, token_signals
 from tasks.engines.figures import TokenFigures
 from tasks.engines.head import TokenLoss, head_logprobs, head_pass
+from tasks.engines.micro_batches import Arrangement
 from tasks.engines.optimizer import checked_step
 from tasks.engines.passes import precision_context
 from tasks.engines.policy import Policy
@@ -57,11 +58,11 @@ def completion_logprobs(
     """log p [N] of every completion token at `temperature`, and the entropy [N] (nats) it was drawn at; no gradient."""
     lengths_R = np.array([len(completion) for completion in completions], dtype=np.int64)
     groups_R = np.arange(lengths_R.size) if group_index_R is None else group_index_R
-    kind = choose_layout(layout, policy.model, prompts, completions, groups_R)
+    arrangement = Arrangement(layout, policy.model, prompts, completions, groups_R)
     autocast = partial(precision_context, precision, policy.device)
     kind_of_number = torch.promote_types(next(policy.model.parameters()).dtype, torch.float32)
     logprob_N, entropy_N = torch.zeros(2, int(lengths_R.sum()), dtype=kind_of_number, device=policy.device)
-    for micro_batch in micro_batches(kind, prompts, completions, groups_R, micro_batch_tokens):
+    for micro_batch in arrangement.micro_batches(micro_batch_tokens):
         with layout_attention(policy.model, micro_batch.layout):
             hidden_UH = parent_states(policy, micro_batch.layout, precision)
         found = head_logprobs(policy.model, hidden_UH, micro_batch.layout, temperature, autocast=autocast)
@@ -84,7 +85,8 @@ def supervised_update(
     num_tokens = sum(len(completion) for completion in completions)
     loss = 0.0
     optimizer.zero_grad(set_to_none=True)
-    for micro_batch in micro_batches("padded", prompts, completions, np.arange(len(prompts)), micro_batch_tokens):
+    arrangement = Arrangement("padded", policy.model, prompts, completions, np.arange(len(prompts)))
+    for micro_batch in arrangement.micro_batches(micro_batch_tokens):
         hidden_UH = parent_states(policy, micro_batch.layout)
         result = head_pass(
             policy.model, hidden_UH, micro_batch.layout, lambda logprob_n, *_: -logprob_n.sum() / num_tokens, 1.0
@@ -93,7 +95,7 @@ def supervised_update(
         loss += result.loss
     return {
         "loss": loss,
-        "grad_norm": checked_step(policy.model.parameters(), optimizer, loss, max_grad_norm),
+        "grad_norm": checked_step(policy.model.parameters(), optimizer, {"loss": loss}, max_grad_norm),
         "learning_rate": optimizer.param_groups[0]["lr"],
         "num_completions": len(completions),
         "num_tokens": num_tokens,
@@ -130,9 +132,10 @@ def policy_update(
     how = (layout, micro_batch_tokens, precision)
     loss, value_loss = _policy_gradient(policy, batch, objective, how, figures, value_term)
     row = figures.describe(None if mask_N is None else torch.from_numpy(mask_N))
+    losses = {"loss": loss} | ({"value loss": value_loss} if value_term is not None else {})
     return row | {
         "loss": loss,
-        "grad_norm": checked_step(policy.model.parameters(), optimizer, loss, max_grad_norm, value_loss=value_loss),
+        "grad_norm": checked_step(policy.model.parameters(), optimizer, losses, max_grad_norm),
         "learning_rate": optimizer.param_groups[0]["lr"],
         "num_completions": len(batch.completions),
         "num_tokens": batch.num_trained_tokens,
@@ -153,7 +156,7 @@ def _policy_gradient(
     signals, is_capped_N = token_signals(batch, objective, device)
     if signals.importance_N is not None and is_capped_N is not None:
         figures.found |= {"importance": signals.importance_N, "capped": is_capped_N}
-    kind = choose_layout(layout, policy.model, batch.prompts, batch.completions, batch.group_index_R)
+    arrangement = Arrangement(layout, policy.model, batch.prompts, batch.completions, batch.group_index_R)
 
     def token_loss(index_N: Tensor) -> TokenLoss:
         def of_chunk(logprob_n: Tensor, entropy_n: Tensor, tokens_n: Tensor) -> Tensor:
@@ -165,26 +168,24 @@ def _policy_gradient(
         return of_chunk
 
     loss, value_loss, autocast = 0.0, 0.0, partial(precision_context, precision, device)
-    is_silent_R = _silent(batch, objective) if value_term is None else np.zeros(len(batch.completions), np.bool_)
-    cut = (kind, batch.prompts, batch.completions, batch.group_index_R, micro_batch_tokens)
-    for micro_batch in micro_batches(*cut, is_silent_R=is_silent_R):
+    is_silent_R = _silent(batch, objective) if value_term is None else None
+    for micro_batch in arrangement.micro_batches(micro_batch_tokens, is_silent_R=is_silent_R):
         rows, laid = micro_batch.rows, micro_batch.layout
-        is_silent = bool(is_silent_R[rows[0]])
         of_chunk = token_loss(torch.from_numpy(token_index(batch.lengths_R, rows)).to(device))
-        with layout_attention(policy.model, laid), torch.set_grad_enabled(not is_silent):
+        with layout_attention(policy.model, laid), torch.set_grad_enabled(not micro_batch.is_silent):
             hidden_UH = parent_states(policy, laid, precision)
             result = head_pass(policy.model, hidden_UH, laid, of_chunk, objective.temperature, autocast=autocast)
             loss += result.loss
             if value_term is not None:
-                part = value_term(_token_states(hidden_UH, laid), rows)
+                part = value_term(token_states(hidden_UH, laid), rows)
                 value_loss += float(part.detach())
                 torch.autograd.backward([hidden_UH, part], [result.cotangent_UH, None])
-            elif not is_silent:
+            elif not micro_batch.is_silent:
                 hidden_UH.backward(result.cotangent_UH)
     return loss, value_loss
 
 
-def _token_states(hidden_UH: Tensor, layout: Layout) -> Tensor:
+def token_states(hidden_UH: Tensor, layout: Layout) -> Tensor:
     """The state that predicts each completion token, [N, H]; completions that share it share its gradient."""
     parent_N = torch.from_numpy(layout.edge_parent_E[layout.token_edge_N]).to(hidden_UH.device)
     return hidden_UH.index_select(0, parent_N)

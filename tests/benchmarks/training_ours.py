@@ -10,7 +10,8 @@ from training_cells import load_inputs
 from training_worker import one_thread, save_gradient, serve
 
 from tasks.core.objective import Objective
-from tasks.engines.batch import Batch, choose_layout
+from tasks.engines.batch import Batch
+from tasks.engines.micro_batches import Arrangement
 from tasks.engines.optimizer import make_optimizer
 from tasks.engines.policy import load_policy
 from tasks.engines.trainer import policy_update
@@ -49,7 +50,7 @@ def main() -> None:
 
     def save(row: dict[str, Any]) -> dict[str, Any]:
         save_gradient(policy.model, folder / f"{layout}.safetensors")
-        chosen = choose_layout(layout, policy.model, batch.prompts, batch.completions, batch.group_index_R)
+        chosen = Arrangement(layout, policy.model, batch.prompts, batch.completions, batch.group_index_R).kind
         return {"loss": row["loss"], "layout": chosen}
 
     serve(update, save)

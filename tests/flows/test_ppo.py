@@ -181,7 +181,7 @@ def test_a_refused_update_keeps_its_mini_batch_and_prints_the_query_that_shows_i
     code, _, err = tempo("train", "quickstart", "--no-server", "--data-root", data, *options)
     assert code == 1
     assert "update 1 of the step was refused" in err
-    assert "no weight was changed" in err
+    assert "the update was not applied" in err
     assert query(data, "SELECT stage, outcome FROM stage_runs ORDER BY line DESC LIMIT 1") == [("training", "failed")]
     assert list((data / "artifacts" / ".staging").iterdir()) == []
     (file,) = (data / "evidence").iterdir()

@@ -9,26 +9,13 @@ from hypothesis import strategies as st
 
 from tasks.core.advantage import DENSE, ESTIMATORS, AdvantageConfig, Advantages, compute_advantages
 from tasks.core.prefix_tree import build_prefix_tree
+from tests.tasks.core.groups import Group, flat, per_token
 
-Group = list[tuple[list[int], float]]  # (token ids, reward)
 SPARSE = [name for name in ESTIMATORS if name not in DENSE]
-
-
-def flat(groups: list[Group]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    completions = [tokens for group in groups for tokens, _ in group]
-    token_ids_N = np.array([token for tokens in completions for token in tokens], dtype=np.int32)
-    offsets = np.cumsum([0] + [len(tokens) for tokens in completions])
-    group_offsets = np.cumsum([0] + [len(group) for group in groups])
-    rewards_R = np.array([reward for group in groups for _, reward in group], dtype=np.float64)
-    return token_ids_N, offsets, group_offsets, rewards_R
 
 
 def credit(estimator: str, *groups: Group, **config: float | bool) -> Advantages:
     return compute_advantages(estimator, *flat(list(groups)), config=AdvantageConfig(**config))
-
-
-def per_token(result: Advantages) -> list[list[float]]:
-    return [part.tolist() for part in np.split(result.advantages, result.offsets[1:-1])]
 
 
 def td_by_definition(group: Group) -> list[list[float]]:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.core.advantage import ESTIMATORS, AdvantageConfig, Advantages, compute_advantages
+from tests.tasks.core.groups import Group, flat, per_token
 
-Group = list[tuple[list[int], float]]  # (token ids, reward)
 Signals = dict[str, np.ndarray]
 
 
@@ -30,15 +30,6 @@ def random_groups(draw: st.DrawFn) -> list[Group]:
     return groups
 
 
-def flat(groups: list[Group]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    completions = [tokens for group in groups for tokens, _ in group]
-    token_ids_N = np.array([token for tokens in completions for token in tokens], dtype=np.int32)
-    offsets = np.cumsum([0] + [len(tokens) for tokens in completions])
-    group_offsets = np.cumsum([0] + [len(group) for group in groups])
-    rewards_R = np.array([reward for group in groups for _, reward in group], dtype=np.float64)
-    return token_ids_N, offsets, group_offsets, rewards_R
-
-
 def signals_of(groups: list[Group], seed: int = 0) -> Signals:
     num = sum(len(tokens) for group in groups for tokens, _ in group)
     rng = np.random.default_rng(seed)
@@ -48,10 +39,6 @@ def signals_of(groups: list[Group], seed: int = 0) -> Signals:
 def credit(estimator: str, groups: list[Group], *, arrays: Signals | None = None, **config: object) -> Advantages:
     arrays = signals_of(groups) if arrays is None else arrays
     return compute_advantages(estimator, *flat(groups), config=AdvantageConfig(**config), **arrays)  # type: ignore[arg-type]
-
-
-def per_token(result: Advantages) -> list[np.ndarray]:
-    return np.split(result.advantages, result.offsets[1:-1]) if result.offsets.size > 1 else []
 
 
 def passing(group: Group, tokens: list[int], depth: int) -> list[int]:
@@ -178,6 +165,6 @@ def test_td_counts_on_every_trainable_segment():
     second = credit(
         "tempo", [[([7, 5, 1], 1.0), ([7, 5, 2], 0.0)]], arrays={"loss_mask_N": mask_N[:6]}, normalize=False
     )
-    assert [part.tolist() for part in per_token(second)] == [[0.5, 0.0, 1.0], [-0.5, 0.0, -1.0]]
+    assert per_token(second) == [[0.5, 0.0, 1.0], [-0.5, 0.0, -1.0]]
     # moved: td 1/2 + 1/2 over base 4 trainable tokens of 1/2
     assert second.moved() == (1.0, 2.0)

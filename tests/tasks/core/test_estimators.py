@@ -16,26 +16,12 @@ from tasks.core.advantage import (
     gather_statistics,
     make_completions,
 )
-
-Group = list[tuple[list[int], float]]  # (token ids, reward)
-
-
-def flat(groups: list[Group]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    completions = [tokens for group in groups for tokens, _ in group]
-    token_ids_N = np.array([token for tokens in completions for token in tokens], dtype=np.int32)
-    offsets = np.cumsum([0] + [len(tokens) for tokens in completions])
-    group_offsets = np.cumsum([0] + [len(group) for group in groups])
-    rewards_R = np.array([reward for group in groups for _, reward in group], dtype=np.float64)
-    return token_ids_N, offsets, group_offsets, rewards_R
+from tests.tasks.core.groups import Group, flat, per_token
 
 
 def credit(estimator: str, *groups: Group, signals: dict[str, list] | None = None, **config: object) -> Advantages:
     arrays = {name: np.array(signal) for name, signal in (signals or {}).items()}
     return compute_advantages(estimator, *flat(list(groups)), config=AdvantageConfig(**config), **arrays)  # type: ignore[arg-type]
-
-
-def per_token(result: Advantages) -> list[list[float]]:
-    return [part.tolist() for part in np.split(result.advantages, result.offsets[1:-1])]
 
 
 # r = 0, 1, 5: mean 2, r - mean = -2, -1, 3, std sqrt((4 + 1 + 9)/2) = sqrt(7). Tokens 1 2, 1 3, 4.

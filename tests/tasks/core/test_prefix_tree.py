@@ -9,18 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.core.prefix_tree import PrefixTree, build_prefix_tree, edge_token_ids, node_values
+from tests.tasks.core.groups import Group, flat
 
-Groups = list[list[tuple[list[int], float]]]  # groups of (token ids, reward)
+Groups = list[Group]
 EXTREME_TOKENS = [-(2**31), -1, 0, 1, 151_935, 2**31 - 1]
-
-
-def flat(groups: Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    completions = [tokens for group in groups for tokens, _ in group]
-    token_ids_N = np.array([token for tokens in completions for token in tokens], dtype=np.int32)
-    offsets = np.cumsum([0] + [len(tokens) for tokens in completions])
-    group_offsets = np.cumsum([0] + [len(group) for group in groups])
-    rewards_R = np.array([reward for group in groups for _, reward in group], dtype=np.float64)
-    return token_ids_N, offsets, group_offsets, rewards_R
 
 
 def build(groups: Groups, **options: int) -> PrefixTree:

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.core.layout import build_layout
 from tasks.core.objective import Objective
-from tasks.engines.batch import Batch, choose_layout, micro_batches, tree_sizes
+from tasks.engines.batch import Batch
+from tasks.engines.micro_batches import Arrangement
 from tasks.engines.policy import Policy
 from tasks.engines.trainer import completion_logprobs, policy_update
 from tasks.policy import PolicySource, check_layout
@@ -137,33 +138,40 @@ def test_every_layout_gives_the_same_logprobs_and_entropies(policy: Policy) -> N
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+def arrange(layout: str, model: Any, batch: Batch) -> Arrangement:
+    return Arrangement(layout, model, batch.prompts, batch.completions, batch.group_index_R)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 80), kind=st.sampled_from(["padded", "packed", "tree"]))
-def test_micro_batches_hold_every_completion_once_within_the_budget(seed: int, budget: int, kind: str) -> None:
+def test_micro_batches_hold_every_completion_once_within_the_budget_and_silent_groups_apart(
+    make_policy: Callable[..., Policy], seed: int, budget: int, kind: str
+) -> None:
     batch = random_tries(seed)
     silent_R = np.array([not advantages.any() for advantages in batch.advantages])
-    cut = (kind, batch.prompts, batch.completions, batch.group_index_R, budget)
-    parts = list(micro_batches(*cut, is_silent_R=silent_R))
+    groups = batch.group_index_R
+    parts = list(arrange(kind, make_policy().model, batch).micro_batches(budget, is_silent_R=silent_R))
     filled = np.flatnonzero(batch.lengths_R)
     assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == filled.tolist()
     for part in parts:
-        assert len(set(silent_R[part.rows])) == 1
         assert part.layout.num_places <= budget or part.rows.size == 1
+        for group in np.unique(groups[part.rows]):
+            assert part.is_silent == silent_R[groups == group].all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), budget=st.integers(8, 80))
-def test_a_group_is_cut_only_where_its_tree_is_larger_than_the_budget(seed: int, budget: int) -> None:
+def test_a_group_is_cut_only_where_its_tree_is_larger_than_the_budget(
+    make_policy: Callable[..., Policy], seed: int, budget: int
+) -> None:
     batch = random_tries(seed)
-    parts = [part.rows for part in micro_batches("tree", batch.prompts, batch.completions, batch.group_index_R, budget)]
+    parts = [part.rows for part in arrange("tree", make_policy().model, batch).micro_batches(budget)]
     for group in np.unique(batch.group_index_R):
         members = np.flatnonzero((batch.group_index_R == group) & (batch.lengths_R > 0))
         if members.size:
-            _, sizes = tree_sizes(batch.prompts, batch.completions, batch.group_index_R, members)
-            num_parts = sum(bool(np.isin(members, rows).any()) for rows in parts)
-            assert num_parts == 1 or sizes.sum() > budget
-            row = [[values[i] for i in members] for values in (batch.prompts, batch.completions)]
-            assert build_layout("tree", *row, np.zeros(members.size, np.int64)).num_places == sizes.sum()
+            rows = [[values[i] for i in members] for values in (batch.prompts, batch.completions)]
+            size = build_layout("tree", *rows, np.zeros(members.size, np.int64)).num_places
+            assert sum(bool(np.isin(members, part).any()) for part in parts) == 1 or size > budget
 
 
 @pytest.mark.parametrize(
@@ -183,11 +191,10 @@ def test_a_model_whose_attention_is_not_plain_is_refused_by_name_and_auto_pads(
     config = AutoConfig.for_model(architecture, **small, **settings_of_it)
     model = AutoModelForCausalLM.from_config(config)
     batch = random_tries(0)
-    asked = (model, batch.prompts, batch.completions, batch.group_index_R)
     for layout in ("packed", "tree"):
         with pytest.raises(ValueError, match=rf"{type(model).__name__} .*{reason}.*use train\.layout = padded"):
-            choose_layout(layout, *asked)
-    assert choose_layout("auto", *asked) == choose_layout("padded", *asked) == "padded"
+            arrange(layout, model, batch)
+    assert arrange("auto", model, batch).kind == arrange("padded", model, batch).kind == "padded"
 
 
 def test_a_model_that_adds_a_bias_of_its_own_is_found_out_by_computing_a_small_tree() -> None:
@@ -197,10 +204,9 @@ def test_a_model_that_adds_a_bias_of_its_own_is_found_out_by_computing_a_small_t
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
     batch = random_tries(0)
-    asked = (model, batch.prompts, batch.completions, batch.group_index_R)
     with pytest.raises(ValueError, match="DogeForCausalLM computes attention in a way of its own"):
-        choose_layout("tree", *asked)
-    assert choose_layout("auto", *asked) == "padded"
+        arrange("tree", model, batch)
+    assert arrange("auto", model, batch).kind == "padded"
 
 
 def test_a_checkpoint_is_refused_before_any_work_without_reading_its_weights(tmp_path: Path) -> None:
@@ -219,9 +225,10 @@ def test_auto_takes_the_tree_where_prefixes_are_shared_and_packed_rows_where_not
     model = make_policy().model
     prompt, completions = np.array([5], np.int32), [np.full(60, 7, np.int32), np.full(60, 8, np.int32)]
     # one prompt token of 122 shared: 122 / 121 = 1.008; two equal completions: 122 / 61 = 2
-    assert choose_layout("auto", model, [prompt] * 2, completions, np.zeros(2, np.int64)) == "packed"
-    assert choose_layout("auto", model, [prompt] * 2, completions[:1] * 2, np.zeros(2, np.int64)) == "tree"
-    assert choose_layout("auto", model, [prompt] * 2, completions[:1] * 2, np.arange(2)) == "packed"  # two groups
+    one, two = np.zeros(2, np.int64), np.arange(2)
+    assert Arrangement("auto", model, [prompt] * 2, completions, one).kind == "packed"
+    assert Arrangement("auto", model, [prompt] * 2, completions[:1] * 2, one).kind == "tree"
+    assert Arrangement("auto", model, [prompt] * 2, completions[:1] * 2, two).kind == "packed"
 
 
 def test_the_model_samples_as_before_after_an_update_in_a_tree(make_policy: Callable[..., Policy]) -> None:
