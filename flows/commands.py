@@ -152,10 +152,10 @@ def plan(options: argparse.Namespace) -> int:
 def recredit(options: argparse.Namespace) -> int:
     """`tempo recredit`: another verifier or estimator over stored rollouts."""
     from flows.history import stored_experiment
-    from flows.recrediting import recredit_experiment, recredit_run
+    from flows.recrediting import prepare_recredit, recredit_run
 
     stored = stored_experiment(options.data_root, options.run)
-    wanted = recredit_experiment(options.data_root, stored, options.estimator, options.verifier, options.set)
+    wanted, _ = prepare_recredit(options.data_root, stored, options.estimator, options.verifier, options.set)
 
     def work() -> None:
         changes = {"estimator": options.estimator, "verifier": options.verifier}

@@ -46,9 +46,8 @@ def recredit_run(
     Raises ConfigError when that is what the run has already, and when an estimator or a setting cannot be used.
     """
     stored = stored_experiment(data_root, run)
-    wanted = recredit_experiment(data_root, stored, estimator, verifier, overrides)
+    wanted, found = prepare_recredit(data_root, stored, estimator, verifier, overrides)
     own = stored.verifier or get_dataset(stored.dataset, "dataset").verifier
-    found = _stored_run(data_root, stored.run)
     judge = get_verifier(wanted.verifier or own)
     label = recredit_label(wanted, stored, "" if judge.name == own else judge.name)
     listener = current_listener(wanted)
@@ -141,10 +140,13 @@ def _signals(place: Place, step: StoredStep, estimator: str, precision: str) -> 
         ).part("signals")
 
 
-def recredit_experiment(
+def prepare_recredit(
     data_root: Path, stored: Experiment, estimator: str | None, verifier: str | None, overrides: Sequence[str]
-) -> Experiment:
-    """The run's experiment with another estimator, verifier or `credit.` settings. Raises ConfigError."""
+) -> tuple[Experiment, StoredRun]:
+    """The run's experiment with another estimator, verifier or `credit.` settings, and what is stored of the run.
+
+    Raises ConfigError where the one cannot be had from the other.
+    """
     strange = [override for override in overrides if not override.startswith("credit.")]
     if strange:
         raise ConfigError(f"--set {strange[0]}: expected a key that changes the credit alone (credit....)")
@@ -156,8 +158,9 @@ def recredit_experiment(
             "--verifier, or change a setting with --set credit.KEY=VALUE"
         )
     get_verifier(wanted.verifier or get_dataset(wanted.dataset, "dataset").verifier)
-    _refuse_without_values(_stored_run(data_root, stored.run), wanted)
-    return wanted
+    found = _stored_run(data_root, stored.run)
+    _refuse_without_values(found, wanted)
+    return wanted, found
 
 
 def _refuse_without_values(found: StoredRun, wanted: Experiment) -> None:

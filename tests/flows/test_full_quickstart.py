@@ -60,8 +60,7 @@ def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_stora
 def test_ppo_learns_and_so_does_its_critic(tmp_path):
     """The explained variance is that of values on rollouts the critic has not seen, before the update on them.
 
-    It ends at a few per cent: what the prompt's length says. Whether a step of a chain is right the critic does not
-    learn in 160 updates; a critic that knew would explain 0.2 to 0.3.
+    It stays small: whether a step of a chain is right the critic does not learn in 160 updates.
     """
     data = ["--data-root", str(tmp_path / "data")]
     command = [str(TEMPO), "train", "quickstart", "--no-server", "--set", "estimator=ppo", *data]
