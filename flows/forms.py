@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_serialize
 
 from flows.stored_runs import SCORING_KEYS
 from flows.takes import StageName
-from tasks.config import Bounds, Experiment
+from tasks.bounds import Bounds
+from tasks.config import Experiment
 from tasks.core.advantage import ESTIMATORS
 from tasks.core.verifiers import VERIFIERS
 from tasks.datasets import DATASETS

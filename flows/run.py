@@ -22,6 +22,7 @@ from tasks.datasets import DatasetSource, dataset_source, get_dataset
 from tasks.experiment import ConfigError, attempt_of
 from tasks.policy import PolicySource, check_layout, policy_source
 from tasks.prefect_task import Display
+from tasks.samplers import Samplers, check_sampler
 from tasks.stage import Listener, Run, log_event
 
 PACKAGES = ("torch", "transformers", "prefect", "pyarrow", "duckdb", "datasets", "numpy")
@@ -64,6 +65,7 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
             "The paper uses 1; scoring (tempo evaluate) takes any"
         )
     _check_device(experiment.device)
+    check_sampler(experiment.sampler)
     dataset = get_dataset(experiment.dataset, "dataset")
     verifier = experiment.verifier or dataset.verifier
     for name in [verifier, *(get_dataset(b, "benchmarks").verifier for b in experiment.benchmarks)]:
@@ -128,10 +130,17 @@ def open_run(
         device=experiment.device,
         threads=experiment.threads,
         limits=asdict(experiment.contracts),
+        samplers=Samplers(
+            folder=data_root / "logs" / experiment.run,
+            max_prompt_tokens=experiment.prompts.max_tokens,
+            threads=experiment.threads,
+            note=listener.note,
+        ),
     )
     lock = data_root / "locks" / f"{experiment.run}.lock"
     with ExitStack() as stack:
         stack.enter_context(root_lock(data_root, exclusive=False))
+        stack.callback(run.samplers.close)
         if attempt:  # rows added to a stored attempt: they append, and do not need its lock
             log_event(run.log, {"event": "session", "run": run.name, "attempt": attempt, "code": code_version()})
             yield run

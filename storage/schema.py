@@ -10,7 +10,7 @@ from storage.table import column as _c
 
 __all__ = ["FLAGS", "FLOATS", "LINK_COLUMNS", "SCHEMA_VERSION", "TABLES", "TOKENS", "Column", "Table"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 LINK_COLUMNS = (
     _c("run", TEXT, "The run that made or used the row (the experiment's `run` key)."),
@@ -94,6 +94,50 @@ ROLLOUTS = Table(
         _c("max_tokens", INT32, "Most tokens a completion may have."),
         _c("epoch", INT32, "Epoch of the prompt's draw, from 0; NULL in an evaluation.", nullable=True, since=2),
         _c("loss_mask", FLAGS, "[T] tokens that are trained on; NULL: all of them.", nullable=True, since=3),
+    ),
+)
+
+GENERATIONS = Table(
+    name="generations",
+    row="one generation: what was sampled, and where its time went",
+    key=("policy", "sampler"),
+    since=4,
+    columns=(
+        _c("policy", TEXT, "Policy that sampled: policies.policy."),
+        _c("sampler", TEXT, "Engine that sampled."),
+        _c("num_prompts", INT32, "Prompts."),
+        _c("num_completions", INT32, "Completions."),
+        _c("num_tokens", INT64, "Completion tokens."),
+        _c("num_prompt_tokens", INT64, "Prompt tokens, counted once a completion."),
+        _c("num_cached_prompt_tokens", INT64, "Those found in the engine's prefix cache.", is_measurement=True),
+        _c("num_restarts", INT32, "Times the engine died and was started again.", is_measurement=True),
+        _c("read_seconds", FLOAT64, "Reading the prompts and the policy.", is_measurement=True),
+        _c("sync_seconds", FLOAT64, "Handing the weights to the engine, and the check of them.", is_measurement=True),
+        _c("sampling_seconds", FLOAT64, "Waiting for the engine's completions.", is_measurement=True),
+        _c("text_seconds", FLOAT64, "Decoding token ids to text.", is_measurement=True),
+        _c("write_seconds", FLOAT64, "Laying out and writing the rollouts.", is_measurement=True),
+    ),
+)
+
+WEIGHT_SYNCS = Table(
+    name="weight_syncs",
+    row="the check of the weights that one generation sampled from, in an engine of its own",
+    key=("policy", "engine"),
+    since=4,
+    columns=(
+        _c("policy", TEXT, "Policy whose weights were checked: policies.policy."),
+        _c("engine", TEXT, "Engine that holds them."),
+        _c("dtype", TEXT, "The engine's weights and activations: fp32 or bf16."),
+        _c("tolerance", FLOAT64, "Largest difference allowed, in nats."),
+        _c("num_tokens", INT32, "Probe tokens compared, over all engines.", is_measurement=True),
+        _c("max_difference", FLOAT64, "Largest |trainer - engine| of a log-probability, in nats.", is_measurement=True),
+        _c("mean_difference", FLOAT64, "Mean |trainer - engine|, in nats.", is_measurement=True),
+        _c("is_new", FLAG, "Checked by this generation; false: an earlier one had loaded them.", is_measurement=True),
+        _c("num_starts", INT32, "Engines started to load them; 0: loaded in place.", is_measurement=True),
+        _c("export_seconds", FLOAT64, "Writing the checkpoint for the engine.", is_measurement=True),
+        _c("start_seconds", FLOAT64, "Starting engines.", is_measurement=True),
+        _c("reload_seconds", FLOAT64, "Loading the weights in place.", is_measurement=True),
+        _c("check_seconds", FLOAT64, "The check, on both sides.", is_measurement=True),
     ),
 )
 
@@ -277,7 +321,7 @@ VOCABULARY = Table(
 TABLES = {
     table.name: table
     for table in (
-        PROMPTS, DROPPED_PROMPTS, SHARED_PROMPTS, ROLLOUTS, VERDICTS, PREFIX_NODES, SIGNALS, ADVANTAGES,
-        UPDATES, UPDATE_GROUPS, POLICIES, SCORES, DEMONSTRATIONS, VOCABULARY,
+        PROMPTS, DROPPED_PROMPTS, SHARED_PROMPTS, ROLLOUTS, GENERATIONS, WEIGHT_SYNCS, VERDICTS, PREFIX_NODES,
+        SIGNALS, ADVANTAGES, UPDATES, UPDATE_GROUPS, POLICIES, SCORES, DEMONSTRATIONS, VOCABULARY,
     )
 }  # fmt: skip

@@ -108,6 +108,7 @@ class Call:
                 device=run.device,
                 threads=run.threads,
                 progress=lambda done, total: run.listener.stage_progress(self.place, self.stage, done, total),
+                samplers=run.samplers,
             )
             staging.summary = canonical(self.compute(context, **self.identity))
             known = self.identity | self.config.get("config", {})

@@ -8,38 +8,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from storage.fingerprint import NOT_IDENTITY
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Inclusive bounds of a number; `above` is a strict lower bound."""
-
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-
-    def describe(self) -> str:
-        parts = [
-            f"at least {self.at_least:g}" if self.at_least is not None else "",
-            f"above {self.above:g}" if self.above is not None else "",
-            f"at most {self.at_most:g}" if self.at_most is not None else "",
-        ]
-        return " and ".join(part for part in parts if part)
-
-    def allow(self, value: float) -> bool:
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-        )
-
-
-Count = Annotated[int, Bounds(at_least=0)]
-Positive = Annotated[int, Bounds(at_least=1)]
-NonNegative = Annotated[float, Bounds(at_least=0)]
-PositiveFloat = Annotated[float, Bounds(above=0)]
-Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
-Share = Annotated[float, Bounds(above=0, at_most=1)]
+from tasks.bounds import Bounds, Count, Fraction, NonNegative, Positive, PositiveFloat, Share
+from tasks.vllm_config import VllmConfig
 
 Estimator = Literal["tempo", "tempo_loo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "hepo", "prm_weighted", "ppo"]
 """Names of tasks.core.estimators.ESTIMATORS, written out for the type checker; a test keeps them equal."""
@@ -50,8 +20,10 @@ Normalization = Literal["token_mean", "sequence_mean", "prompt_mean", "constant"
 class SamplerConfig:
     """How completions are drawn."""
 
-    engine: Literal["transformers"] = field(default="transformers")
-    """Machine that samples."""
+    engine: Literal["transformers", "vllm", "vllm-server"] = "transformers"
+    """Machine that samples: in this process; a vLLM that the run starts and keeps; `vllm serve` endpoints."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Weights and activations of a vLLM; transformers samples in fp32, as it trains."""
     temperature: PositiveFloat = 1.0
     """Divides the logits before sampling. The paper: 1."""
     top_p: Share = 1.0
@@ -59,7 +31,9 @@ class SamplerConfig:
     max_tokens: Positive = 2048
     """Most tokens of a completion, the end-of-sequence token included. The paper: 2048."""
     batch_tokens: Positive = field(default=65536, metadata=NOT_IDENTITY)
-    """Most tokens (prompt + max_tokens, summed over rows) sampled at once: bounds memory."""
+    """Most tokens (prompt + max_tokens, summed over rows) sampled at once by transformers: bounds memory."""
+    vllm: VllmConfig = field(default=VllmConfig(), metadata=NOT_IDENTITY)
+    """Where and how fast vLLM samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

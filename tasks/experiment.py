@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from storage.fingerprint import fingerprint
-from tasks.config import Bounds, Experiment
+from tasks.bounds import Bounds
+from tasks.config import Experiment, SamplerConfig
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "deployments" / "experiments"
 
@@ -26,6 +27,10 @@ TEXT_KEYS = tuple(name for name, hint in get_type_hints(Experiment).items() if h
 
 KEEP_POLICIES = re.compile(r"all|(?P<kind>last|every)\((?P<n>[1-9][0-9]{0,8})\)")
 """What keep_policies may be."""
+
+
+LOWEST_VLLM_TEMPERATURE = 0.01
+"""vLLM samples colder than this at this temperature, with a warning."""
 
 
 class ConfigError(ValueError):
@@ -230,4 +235,32 @@ def _contradictions(experiment: Experiment) -> list[str]:
             f"train.updates_per_step: expected at most prompts_per_step = {experiment.prompts_per_step} (each update "
             f"takes whole groups), got {experiment.train.updates_per_step}"
         )
+    return problems + _sampler_problems(experiment.sampler)
+
+
+def _sampler_problems(sampler: SamplerConfig) -> list[str]:
+    problems = []
+    if sampler.engine == "transformers" and sampler.dtype != "fp32":
+        problems.append(
+            f"sampler.dtype: expected fp32 for sampler.engine = 'transformers', which samples with the trainer's "
+            f"weights, got {sampler.dtype!r}; vllm takes both"
+        )
+    if sampler.engine != "transformers" and sampler.temperature < LOWEST_VLLM_TEMPERATURE:
+        problems.append(
+            f"sampler.temperature: expected at least {LOWEST_VLLM_TEMPERATURE} for vLLM, which raises lower ones to "
+            f"it, got {sampler.temperature}"
+        )
+    if sampler.engine == "vllm-server" and not sampler.vllm.endpoints:
+        problems.append(
+            "sampler.vllm.endpoints: expected the address of at least one running `vllm serve` for sampler.engine = "
+            "'vllm-server', for example [\"http://127.0.0.1:8000\"], got none"
+        )
+    if sampler.engine == "vllm-server" and not sampler.vllm.shared_path:
+        problems.append(
+            "sampler.vllm.shared_path: expected a folder that this machine and the servers see at the same path, for "
+            "sampler.engine = 'vllm-server', got nothing"
+        )
+    for url in sampler.vllm.endpoints:
+        if not url.startswith(("http://", "https://")):
+            problems.append(f"sampler.vllm.endpoints: expected addresses such as http://127.0.0.1:8000, got {url!r}")
     return problems

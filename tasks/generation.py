@@ -1,6 +1,7 @@
 """Stage `generation`: the policy completes the step's prompts; one row of rollouts per completion."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tasks.stage import Context, Summary, stage
 
 if TYPE_CHECKING:
     from tasks.engines.sampler import Samples
+    from tasks.engines.weight_sync import WeightSync
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Selection:
         return list(epochs_of_step(num_prompts, self.prompts_per_step, self.step).tolist())
 
 
-@stage("generation", version=3)
+@stage("generation", version=4)
 def generation(
     context: Context,
     *,
@@ -56,41 +58,60 @@ def generation(
     """Sample `num_samples` completions of each selected prompt, each from its own random stream."""
     from tasks.engines import policy as engine
     from tasks.engines.sampler import SamplingParams
-    from tasks.engines.transformers_sampler import TransformersSampler
 
+    clock = Clock()
     table = prompts.read(["prompt_id", "prompt_token_ids"])
     values, offsets = flat_list(table.column("prompt_token_ids"))
     chosen = selection.rows(table.num_rows)
     held = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.configure_cpu(context.threads, held.num_parameters)
+    clock.stop("read")
+    machine, sync = context.samplers.get(sampler, held, policy.path)
+    clock.stop("sync")
     temperature = sampler.temperature if decoding == "sampled" else 0.0
     seeds = completion_seeds(derive_seed(seed, decoding), len(chosen) * num_samples)
-    machine = TransformersSampler(held, batch_tokens=sampler.batch_tokens)
+    asked = [values[offsets[i] : offsets[i + 1]] for i in chosen]
     samples = machine.sample(
-        [values[offsets[i] : offsets[i + 1]] for i in chosen],
+        asked,
         num_samples=num_samples,
         seeds_R=seeds,
         params=SamplingParams(temperature=temperature, top_p=sampler.top_p, max_tokens=sampler.max_tokens),
         progress=context.progress,
     )
-    same_for_all = {
-        "policy": policy.digest[:POLICY_ID_DIGITS],
-        "sampler": machine.name,
+    clock.stop("sampling")
+    texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
+    clock.stop("text")
+    of_policy = {"policy": policy.digest[:POLICY_ID_DIGITS], "sampler": machine.name}
+    same_for_all = of_policy | {
         "decoding": decoding,
         "temperature": temperature,
         "top_p": sampler.top_p,
         "max_tokens": sampler.max_tokens,
     }
-    texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
     prompt_ids = [table.column("prompt_id")[int(p)].as_py() for p in chosen]
     columns = _identifiers(context.identity, prompt_ids, selection.epochs(table.num_rows), num_samples)
     columns |= {"text": texts, "seed": seeds} | {name: [value] * len(texts) for name, value in same_for_all.items()}
     context.staging.add_table("rollouts", columns | _sampled_columns(samples))
+    clock.stop("write")
+    _add_facts(context, of_policy, asked, samples, sync, clock.seconds)
     return {
         "completions": len(texts),
         "tokens": len(samples.token_ids_N),
         "truncated": round(float(samples.is_truncated_R.mean()), 4),
     }
+
+
+class Clock:
+    """Where a stage's time goes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        """What passed since the last stop was `name`."""
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
 
 
 def _identifiers(key: str, prompt_ids: list[str], epochs: list[int | None], num_samples: int) -> dict[str, Any]:
@@ -102,6 +123,30 @@ def _identifiers(key: str, prompt_ids: list[str], epochs: list[int | None], num_
         "prompt_id": [prompt_id for prompt_id in prompt_ids for _ in range(num_samples)],
         "epoch": [epoch for epoch in epochs for _ in range(num_samples)],
     }
+
+
+def _add_facts(
+    context: Context,
+    of_policy: dict[str, str],
+    asked: list[np.ndarray],
+    samples: "Samples",
+    sync: "WeightSync | None",
+    seconds: dict[str, float],
+) -> None:
+    """The tables of one row: what this generation did and, where engines hold the weights, the check of these."""
+    num_completions = len(samples.is_truncated_R)
+    facts = {
+        "num_prompts": len(asked),
+        "num_completions": num_completions,
+        "num_tokens": len(samples.token_ids_N),
+        "num_prompt_tokens": sum(map(len, asked)) * num_completions // max(len(asked), 1),
+        "num_cached_prompt_tokens": samples.num_cached_prompt_tokens,
+        "num_restarts": samples.num_restarts,
+    } | {f"{name}_seconds": value for name, value in seconds.items()}
+    context.staging.add_table("generations", {name: [value] for name, value in (of_policy | facts).items()})
+    if sync is not None:
+        row = asdict(sync) | {"policy": of_policy["policy"]}
+        context.staging.add_table("weight_syncs", {name: [value] for name, value in row.items()})
 
 
 def _sampled_columns(samples: "Samples") -> dict[str, Any]:

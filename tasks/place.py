@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.artifact import Artifact, Part, Staging, Store
+from tasks.samplers import Samplers
 
 if TYPE_CHECKING:
     from tasks.call import Call
@@ -75,6 +76,8 @@ class Run:
     """Reruns of this attempt, oldest first."""
     perform: "Callable[[Call], Artifact] | None" = None
     """What to do with a call of a stage, instead of finding or computing it: Prefect displays it, a plan only looks."""
+    samplers: Samplers = field(default_factory=Samplers, compare=False)
+    """Samplers whose engines outlive a stage."""
     makers: "dict[tuple[str, str], Call]" = field(default_factory=dict, compare=False)
     """(stage, key) -> the call that makes the artifact, for those that can be rebuilt (tasks/rebuilding.py)."""
 
@@ -117,3 +120,4 @@ class Context:
     device: str
     threads: int
     progress: Callable[[int, int], None]
+    samplers: Samplers = field(default_factory=Samplers)

@@ -32,6 +32,29 @@ class Samples:
     """log p(token) under the distribution it was drawn from (temperature and top-p applied)."""
     is_truncated_R: NDArray[np.bool_]
     """Ended by length rather than by an end-of-sequence token."""
+    num_cached_prompt_tokens: int = 0
+    """Prompt tokens, counted once a completion, whose keys and values were in a prefix cache."""
+    num_restarts: int = 0
+    """Times that the engine died over these samples, and was started again."""
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Samples one after the other."""
+    starts = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+    offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
+    return Samples(
+        token_ids_N=np.concatenate([part.token_ids_N for part in parts]),
+        offsets=np.concatenate([*offsets, starts[-1:]]).astype(np.int64),
+        sampler_logprobs_N=np.concatenate([part.sampler_logprobs_N for part in parts]),
+        is_truncated_R=np.concatenate([part.is_truncated_R for part in parts]),
+        num_cached_prompt_tokens=sum(part.num_cached_prompt_tokens for part in parts),
+    )
+
+
+def completion_limits(prompts: Sequence[NDArray[np.int32]], max_tokens: int, context_length: int) -> NDArray[np.int64]:
+    """Most tokens [P] that each prompt's completions may have: max_tokens, or what the context leaves."""
+    lengths_P = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    return np.minimum(max_tokens, context_length - lengths_P)
 
 
 class Sampler(Protocol):

@@ -1,0 +1,75 @@
+"""A policy's checkpoint as vLLM loads it in place: with its output head written out.
+
+vLLM leaves the output head of a model with tied embeddings as it was when weights are reloaded, without an error: the
+next samples then come from new layers under an old head. A checkpoint that says it is not tied, with the head as a
+tensor of its own, has nothing to forget.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tasks.engines.policy import Policy
+
+HEAD = "lm_head.weight"
+HEAD_FILE = "lm_head.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@contextmanager
+def exported(policy: Policy, folder: Path, parent: str, *, dtype: str, copies: bool) -> Iterator[Path]:
+    """The policy's checkpoint as engines load it, below `parent` ('': a temporary folder), gone after the block."""
+    place = Path(tempfile.mkdtemp(prefix="tempo-weights-", dir=parent or None))
+    place.chmod(0o755)  # servers may run as somebody else
+    try:
+        yield export_checkpoint(policy, folder, place / "checkpoint", dtype=dtype, copies=copies)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def export_checkpoint(policy: Policy, folder: Path, target: Path, *, dtype: str, copies: bool = False) -> Path:
+    """A folder that vLLM can load: `folder` itself where its head is not tied, else `target`, filled here.
+
+    `target` has the head in `dtype` as a file of its own beside links to the files of `folder`; with `copies` (for
+    servers that see `target` and not `folder`) every tensor is written there in `dtype`.
+    """
+    is_tied = bool(getattr(policy.model.config, "tie_word_embeddings", False))
+    if not is_tied and not copies:
+        return folder
+    target.mkdir(parents=True)
+    weight_files = sorted(file for file in folder.glob("*.safetensors"))
+    for file in folder.iterdir():
+        if file.name not in ("config.json", INDEX) and (not copies or file.suffix != ".safetensors"):
+            _place(file, target / file.name, copies=copies)
+    index: dict[str, str] = {}
+    for file in weight_files:
+        with safe_open(file, "pt") as tensors:
+            index |= dict.fromkeys(tensors.keys(), file.name)
+            if copies:
+                converted = {name: tensors.get_tensor(name).to(DTYPES[dtype]) for name in tensors.keys()}  # noqa: SIM118
+                save_file(converted, target / file.name, metadata={"format": "pt"})
+    if is_tied:
+        head = policy.model.get_output_embeddings().weight.detach().to("cpu", DTYPES[dtype])
+        save_file({HEAD: head.clone().contiguous()}, target / HEAD_FILE, metadata={"format": "pt"})
+        index[HEAD] = HEAD_FILE
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["tie_word_embeddings"] = False
+    (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=2), encoding="utf-8")
+    return target
+
+
+def _place(source: Path, target: Path, *, copies: bool) -> None:
+    if copies:
+        target.write_bytes(source.read_bytes())
+    else:
+        os.symlink(source.resolve(), target)
