@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -273,6 +274,24 @@ def test_prompts_are_spread_over_engines_and_none_is_lost(
         expected = logprobs_by_definition(policy, prompts[i // NUM_SAMPLES], completion, params())
         np.testing.assert_allclose(logprobs[i], expected, rtol=0, atol=1e-4)
     assert two.token_ids_N.tolist() == alone.token_ids_N.tolist()
+
+
+def test_a_run_that_is_told_to_stop_does_not_wait_for_the_generation(
+    sampler: VllmSampler, checkpoint: Callable[[Policy], Path]
+) -> None:
+    policy, prompts = random_policy(0), some_prompts(*[20] * 3000)
+    sampler.use(policy, checkpoint(policy))
+    told: list[float] = []
+
+    def interrupt(done: int, total: int) -> None:
+        if not told:
+            told.append(time.monotonic())
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C: Python raises KeyboardInterrupt in the main thread
+
+    seeds_R = np.arange(3000 * NUM_SAMPLES)
+    with pytest.raises(KeyboardInterrupt):
+        sampler.sample(prompts, num_samples=NUM_SAMPLES, seeds_R=seeds_R, params=params(), progress=interrupt)
+    assert time.monotonic() - told[0] < 5  # the generation itself takes some twenty seconds
 
 
 def test_an_engine_that_is_killed_is_started_once_and_gives_the_same_bytes(
