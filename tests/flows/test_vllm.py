@@ -1,4 +1,4 @@
-"""A run sampled by a real vLLM: one engine for all of it, every weight sync in SQL, and death in the middle survived."""
+"""A run sampled by a real vLLM: one engine for all of it, every weight sync in SQL, and its death survived."""
 
 import os
 import signal
