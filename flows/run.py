@@ -65,11 +65,11 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
             "The paper uses 1; scoring (tempo evaluate) takes any"
         )
     _check_device(experiment.device)
-    check_sampler(experiment.sampler)
     dataset = get_dataset(experiment.dataset, "dataset")
     verifier = experiment.verifier or dataset.verifier
     for name in [verifier, *(get_dataset(b, "benchmarks").verifier for b in experiment.benchmarks)]:
         get_verifier(name)
+    check_sampler(experiment.sampler)
     source = None if has_policy else policy_source(experiment)
     if source is not None and experiment.steps:
         check_layout(source, experiment.train.layout)

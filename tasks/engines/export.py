@@ -49,17 +49,20 @@ def export_checkpoint(policy: Policy, folder: Path, target: Path, *, dtype: str,
     if not is_tied and not copies:
         return folder
     target.mkdir(parents=True)
-    weight_files = sorted(file for file in folder.glob("*.safetensors"))
     for file in folder.iterdir():
-        if file.name not in ("config.json", INDEX) and (not copies or file.suffix != ".safetensors"):
+        if file.suffix != ".safetensors" and file.name not in ("config.json", INDEX):
             _place(file, target / file.name, copies=copies)
     index: dict[str, str] = {}
-    for file in weight_files:
+    for file in sorted(folder.glob("*.safetensors")):
+        part = f"body-{file.name}"  # a model.safetensors would be read alone, without the index and so without the head
         with safe_open(file, "pt") as tensors:
-            index |= dict.fromkeys(tensors.keys(), file.name)
+            names = list(tensors.keys())
             if copies:
-                converted = {name: tensors.get_tensor(name).to(DTYPES[dtype]) for name in tensors.keys()}  # noqa: SIM118
-                save_file(converted, target / file.name, metadata={"format": "pt"})
+                converted = {name: tensors.get_tensor(name).to(DTYPES[dtype]) for name in names}
+                save_file(converted, target / part, metadata={"format": "pt"})
+        if not copies:
+            _place(file, target / part, copies=False)
+        index |= dict.fromkeys(names, part)
     if is_tied:
         head = policy.model.get_output_embeddings().weight.detach().to("cpu", DTYPES[dtype])
         save_file({HEAD: head.clone().contiguous()}, target / HEAD_FILE, metadata={"format": "pt"})

@@ -63,7 +63,7 @@ def make_tiny_policy(characters: str, seed: int) -> Policy:
         num_key_value_heads=3,
         head_dim=32,  # one that every attention kernel of vLLM takes
         max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},  # contexts of tens of tokens
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # contexts of tens of tokens
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -112,8 +112,7 @@ class EngineFleet:
             samples: Samples = self.engines[i].call("sample", *arguments, progress=tell)
             return samples
 
-        with ThreadPoolExecutor(len(self.engines)) as pool:
-            parts = list(pool.map(of_engine, range(len(self.engines))))
+        parts = self._each(lambda engine: of_engine(self.engines.index(engine)))
         progress(len(seeds_R))
         return joined(parts)
 
@@ -128,8 +127,13 @@ class EngineFleet:
         self.engines, self.is_asleep = [], False
 
     def _each(self, work: Callable[[EngineProcess], T]) -> list[T]:
+        """The engines side by side. When one fails, or the run is told to stop, all end: none computes for nobody."""
         with ThreadPoolExecutor(max(len(self.engines), 1)) as pool:
-            return list(pool.map(work, self.engines))
+            try:
+                return list(pool.map(work, self.engines))
+            except BaseException:
+                self.close()
+                raise
 
 
 def _devices_of_engines(count: int, size: int) -> list[tuple[str, ...]]:

@@ -114,12 +114,12 @@ class EngineProcess:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-            self._connection.close()
         try:
             self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
+        self._connection.close()  # a call that another thread waits in has met the end of the stream by now
 
     def _ending(self) -> str:
         try:

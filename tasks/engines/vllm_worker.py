@@ -133,7 +133,7 @@ class Worker:
         for row, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
             engine.add_request(str(row), {"prompt_token_ids": prompt.tolist()}, request)
         outputs: list[Any] = [None] * len(requests)
-        done, told = 0, time.monotonic()
+        done, told = 0, 0.0
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:

@@ -12,6 +12,7 @@ from tasks.engines import transformers_sampler
 from tasks.engines.policy import Policy
 from tasks.engines.sampler import Samples, SamplingParams
 from tasks.engines.transformers_sampler import TransformersSampler
+from tests.tasks.engines.by_definition import logprobs_by_definition, next_token_logits
 
 Tokens = NDArray[np.int32]
 TOGETHER, ALONE = 1_000_000, 1  # batch_tokens: one batch of everything, one batch per prompt
@@ -32,31 +33,6 @@ def sample(
 
 def completions(samples: Samples) -> list[Tokens]:
     return np.split(samples.token_ids_N, samples.offsets[1:-1])
-
-
-@torch.no_grad()
-def next_token_logits(policy: Policy, prompt: Tokens, completion: Tokens) -> NDArray[np.float64]:
-    """[T, V] logits that predict each completion token: one plain forward pass, no cache, no padding, no mask."""
-    ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))[None]
-    logits: NDArray[np.float64] = policy.model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].double().numpy()
-    return logits
-
-
-def logprobs_by_definition(
-    policy: Policy, prompt: Tokens, completion: Tokens, how: SamplingParams
-) -> NDArray[np.float64]:
-    """log of the tempered probability, divided by the mass of the tokens that were not above top_p before theirs."""
-    logprobs = []
-    for logits_V, token in zip(next_token_logits(policy, prompt, completion), completion, strict=True):
-        mass_V = np.exp(logits_V / how.temperature - np.max(logits_V / how.temperature))
-        mass_V /= mass_V.sum()
-        kept: list[int] = []
-        for candidate in np.argsort(-mass_V):
-            if mass_V[kept].sum() < how.top_p:
-                kept.append(int(candidate))
-        assert token in kept
-        logprobs.append(np.log(mass_V[token] / mass_V[kept].sum()))
-    return np.array(logprobs)
 
 
 @pytest.mark.parametrize("how", [params(), params(temperature=0.7, top_p=0.8)], ids=["plain", "tempered nucleus"])
