@@ -47,7 +47,8 @@ def jobs(num_prompts: int, num_samples: int = 1) -> list[Job]:
     """Row r has the seed 100 + r."""
     rows = [range(p * num_samples, (p + 1) * num_samples) for p in range(num_prompts)]
     return [
-        Job({row: {"token_ids": [5], "sampling_params": {"seed": 100 + row}} for row in of_prompt}) for of_prompt in rows
+        Job({row: {"token_ids": [5], "sampling_params": {"seed": 100 + row}} for row in of_prompt})
+        for of_prompt in rows
     ]
 
 
@@ -83,7 +84,7 @@ def test_a_slow_server_gets_fewer(fake_server: Fake) -> None:
     assert len(slow.seeds) + len(fast.seeds) == 40
 
 
-@pytest.mark.parametrize(("num_samples", "at_once"), [(1, 3), (8, 5)], ids=["one prompt each", "groups wider than that"])
+@pytest.mark.parametrize(("num_samples", "at_once"), [(1, 3), (8, 5)], ids=["prompts", "wide groups"])
 def test_a_server_never_has_more_requests_at_once_than_it_may(
     fake_server: Fake, num_samples: int, at_once: int
 ) -> None:

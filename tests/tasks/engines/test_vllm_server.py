@@ -1,17 +1,10 @@
 """Real vLLM servers on loopback as the engines of a run: loaded, checked, sampled from, killed, started again."""
 
 import json
-import os
-import re
-import shlex
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,73 +19,16 @@ from tasks.engines import vllm_sampler
 from tasks.engines.policy import Policy, make_tiny_policy, save_policy
 from tasks.engines.sampler import Samples, SamplingParams
 from tasks.engines.trainer import completion_logprobs
-from tasks.engines.vllm_endpoint import CPU_FLAGS, FLAGS, LOADING, REMEDY, UnfitServer
+from tasks.engines.vllm_endpoint import LOADING, REMEDY, UnfitServer
 from tasks.engines.vllm_sampler import EngineDiedAgain, VllmSampler
 from tasks.engines.vllm_server import ServerFleet
 from tasks.engines.weight_sync import StaleWeights
 from tasks.vllm_config import VllmConfig
+from tests.tasks.engines.served_vllm import Server
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make setup-vllm")
-SMALL = "--enforce-eager --dtype float32 --block-size 32 --max-num-batched-tokens 4096 --max-model-len 512"
-ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
-START_SECONDS = 300
 PROMPTS = [np.array([CHARACTERS.index(c) + 3 for c in text], dtype=np.int32) for text in ("3+5=", "2*9-4=", "7-1*8+6=")]
 PARAMS = SamplingParams(temperature=0.7, top_p=1.0, max_tokens=24)
-
-
-@dataclass
-class Server:
-    """One server, which can be killed and started again at the same address."""
-
-    checkpoint: Path
-    log: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = field(default=None)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        flags = shlex.split(f"{FLAGS} {CPU_FLAGS} {SMALL}")
-        address = ["--host", "127.0.0.1", "--port", str(self.port), "--model", str(self.checkpoint)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *address, *flags],
-                env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            assert self.process is not None and self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-            try:
-                if httpx.get(self.url + "/health", trust_env=False).is_success:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
-            self.process = None
-
-    def num_finished(self) -> int:
-        """Requests that it has answered since it started."""
-        metrics = httpx.get(self.url + "/metrics", trust_env=False).text
-        return round(sum(float(n) for n in re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", metrics, re.M)))
-
-    def say_version(self, version: str) -> None:
-        httpx.post(self.url + "/update_weight_version", json={"new_version": version}, trust_env=False)
 
 
 @dataclass
@@ -158,7 +94,7 @@ def test_a_policy_is_loaded_checked_and_sampled_from_and_another_takes_its_place
     drawn = []
     for policy, folder in zip(place.policies, place.folders, strict=True):
         sync = sampler.use(policy, folder)
-        assert sync.is_new and sync.num_starts == 0 and sync.engine == "vllm-server"
+        assert (sync.engine, sync.is_new, sync.num_starts) == ("vllm-server", True, 0)
         assert sync.num_tokens == 2 * 4 * 23  # two servers, each asked for 4 probes of 24 tokens, all but the first
         assert sync.max_difference < 1e-4
         before = [server.num_finished() for server in place.servers]
@@ -173,10 +109,20 @@ def test_a_policy_is_loaded_checked_and_sampled_from_and_another_takes_its_place
     last = drawn[0].token_ids_N[drawn[0].offsets[1:] - 1]
     assert (drawn[0].is_truncated_R == (last != eos)).all()
     assert set(drawn[0].is_truncated_R.tolist()) == {True, False}
-    assert drawn[0].num_cached_prompt_tokens == 0  # no prompt fills a block of 32 tokens
     assert notes == []
     assert list(place.shared.iterdir()) == []
     sampler.close()
+
+
+@needs_vllm
+def test_a_completion_ends_with_the_context_and_a_prompt_is_read_once(place: Workplace) -> None:
+    sampler = place.sampler([])  # with room for 16 + 24 tokens
+    sampler.use(place.policies[0], place.folders[0])
+    prompt = np.resize(PROMPTS[0], 33)
+    for cached in (range(33 * 8), [8 * 32]):  # of 33 tokens a block of 32 can be read from the cache
+        samples = sampler.sample([prompt], num_samples=8, seeds_R=np.arange(8), params=PARAMS)
+        assert np.diff(samples.offsets).max() == 40 - 33
+        assert samples.num_cached_prompt_tokens in cached
 
 
 @needs_vllm
@@ -199,7 +145,7 @@ def test_a_version_that_changes_during_a_generation_ends_it_there_and_it_is_done
     expected = draw(sampler, 12)
 
     def progress(done: int, total: int) -> None:
-        if done == 16:
+        if done == 16 and not notes:
             for server in place.servers:
                 server.say_version("somebody else's")
 
@@ -207,6 +153,52 @@ def test_a_version_that_changes_during_a_generation_ends_it_there_and_it_is_done
     assert samples.token_ids_N.tolist() == expected.token_ids_N.tolist()
     assert samples.num_restarts == 1
     assert any("sampled from the weights somebody else" in note for note in notes)
+
+
+@dataclass
+class Lasting:
+    """One sampler of the tests from here on, which kill and start servers in order."""
+
+    sampler: VllmSampler
+    notes: list[str]
+    expected: list[int]
+
+
+@pytest.fixture(scope="module")
+def lasting(place: Workplace) -> Lasting:
+    notes: list[str] = []
+    return Lasting(place.sampler(notes, requests_per_endpoint=16), notes, [])
+
+
+@needs_vllm
+def test_nothing_is_lost_when_one_is_killed_in_the_middle_of_a_generation(place: Workplace, lasting: Lasting) -> None:
+    lasting.sampler.use(place.policies[0], place.folders[0])
+    expected = draw(lasting.sampler, 16)
+    lasting.expected = expected.token_ids_N[: expected.offsets[24]].tolist()
+    seen: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        if done == 48:
+            place.servers[1].kill()
+
+    samples = draw(lasting.sampler, 16, progress=progress)
+    assert place.servers[1].process is None
+    assert seen == list(range(1, 129))  # each completion was kept once: those made before the kill as well
+    assert samples.num_restarts == 0
+    assert samples.token_ids_N.tolist() == expected.token_ids_N.tolist()
+    expect_policys_logprobs(place.policies[0], samples)
+    (note,) = lasting.notes
+    assert f"sampling with 1 of 2 servers, without {place.servers[1].url} (" in note
+    place.servers[1].start()  # it takes a while
+
+
+@needs_vllm
+def test_the_other_one_goes_on_without_loading_its_weights_again(place: Workplace, lasting: Lasting) -> None:
+    assert not lasting.sampler.use(place.policies[0], place.folders[0]).is_new
+    assert draw(lasting.sampler).token_ids_N.tolist() == lasting.expected
+    sync = lasting.sampler.use(place.policies[1], place.folders[1])
+    assert (sync.is_new, sync.num_tokens) == (True, 4 * 23)
 
 
 @contextmanager
@@ -218,7 +210,7 @@ def _without_a_head(policy: Policy, folder: Path, *_: Any, **__: Any) -> Iterato
 def test_a_server_that_keeps_its_old_output_head_is_refused_by_name(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampler = place.sampler([])
+    sampler = place.sampler([], place.servers[:1])
     sampler.use(place.policies[0], place.folders[0])
     with monkeypatch.context() as patch:
         patch.setattr(vllm_sampler, "exported", _without_a_head)
@@ -229,19 +221,33 @@ def test_a_server_that_keeps_its_old_output_head_is_refused_by_name(
 
 
 @needs_vllm
-def test_a_folder_that_the_servers_do_not_see_is_named_and_their_version_says_that_they_hold_nothing(
+def test_a_folder_that_a_server_does_not_see_is_named_and_its_version_says_that_it_holds_nothing(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
     def elsewhere(*_: Any, **__: Any) -> Iterator[Path]:
         yield Path("/not/mounted/here")
 
-    sampler = place.sampler([])
+    sampler = place.sampler([], place.servers[:1])
     monkeypatch.setattr(vllm_sampler, "exported", elsewhere)
     with pytest.raises(UnfitServer, match=r"could not load the weights in /not/mounted/here; expected .*shared_path"):
         sampler.use(place.policies[0], place.folders[0])
-    assert LOADING in [httpx.get(each.url + "/weight_info").json()["weight_version"] for each in place.servers]
-    assert all(httpx.get(each.url + "/health").is_success for each in place.servers)
+    url = place.servers[0].url
+    assert httpx.get(url + "/weight_info").json() == {"weight_version": LOADING}
+    assert httpx.get(url + "/health").is_success
+
+
+@needs_vllm
+def test_it_is_used_again_once_it_was_started_again_with_weights_loaded_and_checked(
+    place: Workplace, lasting: Lasting
+) -> None:
+    place.servers[1].wait()
+    samples = draw(lasting.sampler)  # without another `use`: the sampler finds out
+    expect_policys_logprobs(place.policies[1], samples)
+    assert place.servers[1].num_finished() >= 4 + 8  # the probes, and a group at least
+    assert lasting.notes[-1] == "vllm-server: sampling with 2 of 2 servers again"
+    assert lasting.sampler.held is not None
+    assert lasting.sampler.held.sync.num_tokens == 2 * 4 * 23
 
 
 @needs_vllm
@@ -271,68 +277,22 @@ def test_tempo_train_runs_on_servers(place: Workplace, tmp_path: Path, capsys: p
     assert max(sync["max_difference"] for sync in syncs) < 1e-4
     assert rows("SELECT sampler, count(*) AS n FROM rollouts GROUP BY ALL") == [{"sampler": "vllm-server", "n": 32}]
     assert rows("SELECT num_completions AS n, num_restarts AS r FROM generations") == [{"n": 16, "r": 0}] * 2
-    ratios = rows("SELECT ratio_p05, ratio_p95 FROM updates WHERE phase = 'training' AND update_index = 0")
+    ratios = rows("SELECT ratio_p05, ratio_p95 FROM updates WHERE phase = 'training' AND \"update\" = 0")
     assert all(abs(value - 1) < 1e-3 for row in ratios for value in row.values())
     assert list(place.shared.iterdir()) == []
 
 
 @needs_vllm
-class TestAServerThatIsKilled:
-    """In order: one is killed, the other one goes on alone, the first is back, both are killed."""
+def test_when_both_are_killed_the_error_has_their_addresses_and_the_remedy(place: Workplace, lasting: Lasting) -> None:
+    def progress(done: int, total: int) -> None:
+        if done == 24:
+            for server in place.servers:
+                server.kill()
 
-    notes: list[str] = []
-    sampler: VllmSampler
-    expected: Samples
-
-    def test_nothing_is_lost_when_one_is_killed_in_the_middle_of_a_generation(self, place: Workplace) -> None:
-        kind = type(self)
-        kind.sampler = place.sampler(self.notes, requests_per_endpoint=16)
-        self.sampler.use(place.policies[0], place.folders[0])
-        kind.expected = draw(self.sampler, 24)
-        seen: list[int] = []
-
-        def progress(done: int, total: int) -> None:
-            seen.append(done)
-            if done == 48:
-                place.servers[1].kill()
-
-        samples = draw(self.sampler, 24, progress=progress)
-        assert place.servers[1].process is None
-        assert seen == list(range(1, 193))  # each completion was kept once: those made before the kill as well
-        assert samples.num_restarts == 0
-        assert samples.token_ids_N.tolist() == self.expected.token_ids_N.tolist()
-        expect_policys_logprobs(place.policies[0], samples)
-        (note,) = self.notes
-        assert f"sampling with 1 of 2 servers, without {place.servers[1].url} (" in note
-        place.servers[1].start()  # it takes a while
-
-    def test_the_other_one_goes_on_without_loading_its_weights_again(self, place: Workplace) -> None:
-        assert not self.sampler.use(place.policies[0], place.folders[0]).is_new
-        assert draw(self.sampler).token_ids_N.tolist() == self.expected.token_ids_N[: self.expected.offsets[24]].tolist()
-        sync = self.sampler.use(place.policies[1], place.folders[1])
-        assert (sync.is_new, sync.num_tokens) == (True, 4 * 23)
-
-    def test_it_is_used_again_once_it_was_started_again_with_weights_loaded_and_checked(self, place: Workplace) -> None:
-        place.servers[1].wait()
-        samples = draw(self.sampler)  # without another `use`: the sampler finds out
-        expect_policys_logprobs(place.policies[1], samples)
-        assert place.servers[1].num_finished() >= 4 + 8  # the probes, and a group at least
-        assert self.notes[-1] == "vllm-server: sampling with 2 of 2 servers again"
-        assert self.sampler.held is not None and self.sampler.held.sync.num_tokens == 2 * 4 * 23
-
-    def test_when_both_are_killed_the_error_has_their_addresses_and_the_remedy(self, place: Workplace) -> None:
-        def progress(done: int, total: int) -> None:
-            if done == 24:
-                for server in place.servers:
-                    server.kill()
-
-        with pytest.raises(EngineDiedAgain) as caught:
-            draw(self.sampler, 24, progress=progress)
-        message = str(caught.value)
-        assert message.startswith("No server of sampler.vllm.endpoints was left, twice. The first time: no server is")
-        assert all(message.count(f"{server.url}: ") == 2 for server in place.servers)
-        assert REMEDY in message
-        assert "No server" in self.notes[-1] or "The servers are asked again" in self.notes[-1]
-
-
-Answer = Callable[[int, dict[str, Any]], tuple[int, Any]]
+    with pytest.raises(EngineDiedAgain) as caught:
+        draw(lasting.sampler, 16, progress=progress)
+    message = str(caught.value)
+    assert message.startswith("No server of sampler.vllm.endpoints was left, twice. The first time: no server is")
+    assert all(message.count(f"{server.url}: ") == 2 for server in place.servers)
+    assert REMEDY in message
+    assert "The servers are asked again, and what it was doing is done again" in lasting.notes[-1]
