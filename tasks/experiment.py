@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from storage.fingerprint import fingerprint
 from tasks.bounds import Bounds
 from tasks.config import Experiment, SamplerConfig
+from tasks.vllm_config import endpoint_problems
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "deployments" / "experiments"
 
@@ -260,7 +261,4 @@ def _sampler_problems(sampler: SamplerConfig) -> list[str]:
             "sampler.vllm.shared_path: expected a folder that this machine and the servers see at the same path, for "
             "sampler.engine = 'vllm-server', got nothing"
         )
-    for url in sampler.vllm.endpoints:
-        if not url.startswith(("http://", "https://")):
-            problems.append(f"sampler.vllm.endpoints: expected addresses such as http://127.0.0.1:8000, got {url!r}")
-    return problems
+    return problems + endpoint_problems(sampler.vllm.endpoints)

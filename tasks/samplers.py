@@ -26,10 +26,12 @@ def check_sampler(config: SamplerConfig) -> None:
             'sampler.engine = "vllm" needs the package vllm, which is not installed: run `make setup-vllm` (CPU), or '
             "pip install -c constraints.txt -e '.[vllm]' (CUDA), or sample with sampler.engine=transformers"
         )
-    if config.engine == "vllm-server" and not os.access(config.vllm.shared_path, os.W_OK | os.X_OK):
+    shared = Path(config.vllm.shared_path)
+    is_folder = shared.is_absolute() and shared.is_dir() and os.access(shared, os.W_OK | os.X_OK)
+    if config.engine == "vllm-server" and not is_folder:
         raise ValueError(
-            f"sampler.vllm.shared_path: expected a folder that can be written to, got {config.vllm.shared_path!r}; the "
-            "servers must see it at the same path"
+            "sampler.vllm.shared_path: expected the absolute path of a folder that can be written to, got "
+            f"{config.vllm.shared_path!r}; the servers must see it at the same path"
         )
 
 
@@ -73,7 +75,7 @@ class Samplers:
         if config.engine == "vllm-server":
             from tasks.engines.vllm_server import ServerFleet
 
-            return ServerFleet(config)
+            return ServerFleet(config, note=self.note)
         from tasks.engines.vllm_fleet import EngineFleet
 
         assert self.folder is not None, "engines keep their log below the data root"

@@ -1,7 +1,9 @@
 """Where and how fast vLLM samples: nothing here is part of a stage's identity."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from tasks.bounds import Bounds, Count, NonNegative, Positive, PositiveFloat, Share
 
@@ -46,3 +48,23 @@ class VllmConfig:
     """vllm-server: how long one answer may take before the request is sent again, elsewhere if there is another."""
     max_retries: Count = 3
     """vllm-server: how often one request is sent again before the step fails."""
+
+
+def endpoint_problems(endpoints: Sequence[str]) -> list[str]:
+    """What is wrong with sampler.vllm.endpoints as addresses."""
+    problems = []
+    for url in endpoints:
+        parts = urlsplit(url)
+        if parts.username or parts.password:  # errors and notes print addresses
+            problems.append(
+                f"sampler.vllm.endpoints: expected no user or password in an address, got one for {parts.hostname}; a "
+                "key belongs in the variable VLLM_API_KEY"
+            )
+        elif parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            problems.append(f"sampler.vllm.endpoints: expected addresses such as http://127.0.0.1:8000, got {url!r}")
+    if len({url.rstrip("/") for url in endpoints}) < len(endpoints):
+        problems.append(
+            f"sampler.vllm.endpoints: expected each server once, got {', '.join(sorted(endpoints))}; for more requests "
+            "at once raise sampler.vllm.requests_per_endpoint"
+        )
+    return problems

@@ -29,9 +29,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def exported(policy: Policy, folder: Path, parent: str, *, dtype: str, copies: bool) -> Iterator[Path]:
     """The policy's checkpoint as engines load it, below `parent` ('': a temporary folder), gone after the block."""
     place = Path(tempfile.mkdtemp(prefix="tempo-weights-", dir=parent or None))
-    place.chmod(0o755)  # servers may run as somebody else
     try:
-        yield export_checkpoint(policy, folder, place / "checkpoint", dtype=dtype, copies=copies)
+        export = export_checkpoint(policy, folder, place / "checkpoint", dtype=dtype, copies=copies)
+        if copies:  # for servers, which may run as somebody else; whatever this process's umask is
+            for path in (place, export, *export.iterdir()):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+        yield export
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -73,6 +76,6 @@ def export_checkpoint(policy: Policy, folder: Path, target: Path, *, dtype: str,
 
 def _place(source: Path, target: Path, *, copies: bool) -> None:
     if copies:
-        target.write_bytes(source.read_bytes())
+        shutil.copyfile(source, target)
     else:
         os.symlink(source.resolve(), target)

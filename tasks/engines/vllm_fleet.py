@@ -30,6 +30,11 @@ class EngineFleet:
     name = "vllm"
     export_folder = ""
     copies_weights = False
+    recovery = "It is started again"
+    second_death = "vllm died, was started again, and died again"
+    remedy = (
+        "Where memory ran out, lower sampler.vllm.max_num_seqs, kv_cache_gib (CPU) or gpu_memory_utilization (CUDA)"
+    )
 
     def __init__(self, config: SamplerConfig, *, threads: int, log: Path) -> None:
         self.config, self.threads, self.log = config, threads, log

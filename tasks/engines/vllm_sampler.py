@@ -31,6 +31,11 @@ class Fleet(Protocol):
     """Where weights are handed over; '' for a temporary folder of this machine."""
     copies_weights: bool
     """Whether the engines cannot see the run's own files."""
+    recovery: str
+    """What is done when an engine has died."""
+    second_death: str
+    """What is said when it died over the same work again."""
+    remedy: str
 
     def start(self, policy: Policy, export: Path, max_model_len: int) -> int:
         """Have the engines run; returns how many were started now, with the weights of `export`."""
@@ -140,17 +145,15 @@ class VllmSampler:
         try:
             return work()
         except EngineDied as died:
-            self.note(f"{died.what}. It is started again, and what it was doing is done again")
+            self.note(f"{died.what}. {self.fleet.recovery}, and what it was doing is done again")
             self.close()
             self.num_restarts += 1
             try:
                 return work()
             except EngineDied as again:
                 raise EngineDiedAgain(
-                    f"{self.name} died, was started again, and died again. The first time: {died}\nThe second time: "
-                    f"{again}\nEverything before this generation is stored. Where memory ran out, lower "
-                    "sampler.vllm.max_num_seqs, kv_cache_gib (CPU) or gpu_memory_utilization (CUDA); then run the same "
-                    "command again"
+                    f"{self.fleet.second_death}. The first time: {died}\nThe second time: {again}\nEverything before "
+                    f"this generation is stored. {self.fleet.remedy}; then run the same command again"
                 ) from None
 
     def _use(self, policy: Policy, folder: Path) -> WeightSync:

@@ -1,6 +1,12 @@
-"""Tiny random policies of three architectures, small enough to sample from and train in milliseconds."""
+"""Tiny random policies of three architectures, small enough to sample from and train in milliseconds; fake servers."""
 
+import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,3 +89,82 @@ def random_batch() -> Callable[..., Batch]:
         )
 
     return make
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Answers every GET by `facts`, and every POST by `answer(number, body)`: (status, content).
+
+    Content that is an iterator is sent piece by piece, and the connection then closed before the promised end.
+    """
+
+    daemon_threads, block_on_close, request_queue_size = True, False, 128
+
+    def __init__(self, answer: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> None:
+        super().__init__(("127.0.0.1", 0), FakeHandler)
+        self.answer, self.facts = answer, {"/health": {}}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.num_now = self.most_at_once = 0
+        self.is_over = threading.Event()
+        """Set at the end of the test: for answers that hang until then."""
+        self.lock = threading.Lock()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the requests, in the order in which they came."""
+        return [body["sampling_params"]["seed"] for body in self.bodies]
+
+
+class FakeHandler(BaseHTTPRequestHandler):
+    server: FakeServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        content = self.server.facts.get(self.path.partition("?")[0])
+        self._send(404 if content is None else 200, content)
+
+    def do_POST(self) -> None:
+        body, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
+        with server.lock:
+            server.bodies.append(body)
+            server.headers.append(dict(self.headers))
+            number = len(server.bodies)
+            server.num_now += 1
+            server.most_at_once = max(server.most_at_once, server.num_now)
+        status, content = server.answer(number, body)
+        with server.lock:
+            server.num_now -= 1
+        self._send(status, content)
+
+    def _send(self, status: int, content: Any) -> None:
+        is_whole = not isinstance(content, Iterator)
+        data = content if isinstance(content, bytes) or not is_whole else json.dumps(content).encode()
+        with suppress(OSError):  # the client may have gone
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data) if is_whole else 100_000))
+            self.end_headers()
+            for piece in [data] if is_whole else data:
+                self.wfile.write(piece)
+            if not is_whole:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: Any) -> None:
+        """Silence."""
+
+
+@pytest.fixture
+def fake_server() -> Iterator[Callable[..., FakeServer]]:
+    servers: list[FakeServer] = []
+
+    def start(answer: Callable[[int, dict[str, Any]], tuple[int, Any]]) -> FakeServer:
+        servers.append(FakeServer(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.is_over.set()
+        server.shutdown()
+        server.server_close()
