@@ -133,12 +133,7 @@ def open_run(
         device=experiment.device,
         threads=experiment.threads,
         limits=asdict(experiment.contracts),
-        samplers=Samplers(
-            folder=data_root / "logs" / experiment.run,
-            max_prompt_tokens=experiment.prompts.max_tokens,
-            threads=experiment.threads,
-            note=listener.note,
-        ),
+        samplers=_samplers(experiment, data_root, listener),
     )
     lock = data_root / "locks" / f"{experiment.run}.lock"
     with ExitStack() as stack:
@@ -156,6 +151,15 @@ def open_run(
         with _logged(run, experiment, flow_run):
             yield run
             flush()
+
+
+def _samplers(experiment: Experiment, data_root: Path, listener: Listener) -> Samplers:
+    return Samplers(
+        folder=data_root / "logs" / experiment.run,
+        max_prompt_tokens=experiment.prompts.max_tokens,
+        threads=experiment.threads,
+        note=listener.note,
+    )
 
 
 @contextmanager
