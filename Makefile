@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-vllm demo demo-vllm test test-slow lint check bench bench-training clean
+.PHONY: help setup setup-vllm demo demo-vllm test test-slow lint check bench bench-training bench-generation clean
 
 help:
 	@echo "make setup   install everything, pinned, into $(VENV) (once; offline afterwards)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-slow   the tests that are longer than CI allows"
 	@echo "make check   lint, strict types, dependency rule"
 	@echo "make bench   measure the credit stage, and what artifacts and Prefect cost"
+	@echo "make bench-generation   measure transformers beside vLLM as the sampler"
 	@echo "make bench-training   measure the training step against TRL and prefix-grouper, installed into .venv-peers"
 
 setup: $(STAMP)
@@ -77,6 +78,9 @@ bench: setup
 bench-training: setup
 	@test -x .venv-peers/bin/trl || $(BIN)/python tests/benchmarks/training.py --setup-peers
 	@$(BIN)/python tests/benchmarks/training.py
+
+bench-generation: setup-vllm
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/generation.py
 
 clean:
 	rm -rf $(VENV) .venv-peers build *.egg-info

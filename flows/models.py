@@ -79,5 +79,6 @@ def signals_of_step(place: Place, experiment: Experiment, models: Models, asked:
         prompts=asked,
         rollouts=sampled,
         temperature=experiment.sampler.temperature,
+        top_p=experiment.sampler.top_p if "kept_mass" in wanted else 1.0,
         precision=experiment.train.precision,
     ).part("signals")

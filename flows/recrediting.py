@@ -136,6 +136,7 @@ def _signals(place: Place, step: StoredStep, estimator: str, precision: str) -> 
             prompts=step.prompts,
             rollouts=step.rollouts,
             temperature=step.rollouts.read(["temperature"]).column("temperature")[0].as_py(),
+            top_p=1.0,
             precision=precision,
         ).part("signals")
 

@@ -58,11 +58,14 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
 
     With `has_policy` the policy is stored already, and where it first came from is not asked.
     """
-    if not has_policy and experiment.steps and experiment.sampler.top_p < 1:
+    trains = not has_policy and experiment.steps > 0
+    if trains and experiment.sampler.top_p < 1 and experiment.train.importance_sampling == "none":
         raise ConfigError(
-            f"sampler.top_p: expected 1 for training, got {experiment.sampler.top_p}: the sampler's log-probabilities "
-            "would be those of a renormalised nucleus and the trainer's not, so that importance ratios start below 1. "
-            "The paper uses 1; scoring (tempo evaluate) takes any"
+            f"sampler.top_p: expected 1 for training with train.importance_sampling = 'none', got "
+            f"{experiment.sampler.top_p}: the sampler's log-probabilities would be those of a renormalised nucleus and "
+            "the trainer's not, so that importance ratios start below 1. Set train.importance_sampling=token: ratios "
+            "then compare the trainer with itself, and weights p_trainer / p_sampler undo the renormalisation. The "
+            "paper uses top_p = 1; scoring (tempo evaluate) takes any"
         )
     _check_device(experiment.device)
     dataset = get_dataset(experiment.dataset, "dataset")
@@ -130,12 +133,7 @@ def open_run(
         device=experiment.device,
         threads=experiment.threads,
         limits=asdict(experiment.contracts),
-        samplers=Samplers(
-            folder=data_root / "logs" / experiment.run,
-            max_prompt_tokens=experiment.prompts.max_tokens,
-            threads=experiment.threads,
-            note=listener.note,
-        ),
+        samplers=_samplers(experiment, data_root, listener),
     )
     lock = data_root / "locks" / f"{experiment.run}.lock"
     with ExitStack() as stack:
@@ -153,6 +151,15 @@ def open_run(
         with _logged(run, experiment, flow_run):
             yield run
             flush()
+
+
+def _samplers(experiment: Experiment, data_root: Path, listener: Listener) -> Samplers:
+    return Samplers(
+        folder=data_root / "logs" / experiment.run,
+        max_prompt_tokens=experiment.prompts.max_tokens,
+        threads=experiment.threads,
+        note=listener.note,
+    )
 
 
 @contextmanager

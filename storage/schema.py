@@ -5,6 +5,17 @@ Keys that say where a row belongs (run, step, purpose, label) are not stored in 
 several runs, so the catalogue attaches them from the commit log (see catalog.py).
 """
 
+from storage.sampling_schema import (
+    DROPPED_PROMPTS,
+    GENERATIONS,
+    GROUP_ID,
+    PROMPT_ID,
+    PROMPTS,
+    ROLLOUT_ID,
+    ROLLOUTS,
+    SHARED_PROMPTS,
+    WEIGHT_SYNCS,
+)
 from storage.table import FLAG, FLAGS, FLOAT64, FLOATS, INT32, INT64, TEXT, TOKENS, Column, Table
 from storage.table import column as _c
 
@@ -23,123 +34,6 @@ LINK_COLUMNS = (
     ),
 )
 """Columns that every view has in front, attached by the catalogue."""
-
-PROMPT_ID = _c("prompt_id", TEXT, "dataset/split/row, for example gsm8k/train/000042.")
-GROUP_ID = _c("group_id", TEXT, "One prompt in one generation: its completions are compared with one another.")
-ROLLOUT_ID = _c("rollout_id", TEXT, "group_id and the completion's index in its group.")
-
-PROMPTS = Table(
-    name="prompts",
-    row="one prompt of a dataset",
-    key=("prompt_id",),
-    columns=(
-        PROMPT_ID,
-        _c("dataset", TEXT, "Name in the registry of datasets."),
-        _c("revision", TEXT, "Pinned revision of the Hub dataset, or the generator's version."),
-        _c("split", TEXT, "Split of the dataset."),
-        _c("row_index", INT64, "Row in that split, from 0."),
-        _c("template", TEXT, "How the text was made: the checkpoint's chat template (its digest) or plain."),
-        _c("prompt_text", TEXT, "The rendered prompt, as the policy reads it."),
-        _c("prompt_token_ids", TOKENS, "The prompt's tokens under the policy's tokenizer."),
-        _c("answer", TEXT, "Gold answer, in the verifier's canonical form."),
-        _c("verifier", TEXT, "Name of the verifier that judges completions of this prompt."),
-    ),
-)
-
-DROPPED_PROMPTS = Table(
-    name="dropped_prompts",
-    row="one row of a dataset that did not become a prompt",
-    key=("prompt_id",),
-    since=2,
-    columns=(
-        PROMPT_ID,
-        _c("dataset", TEXT, "Name in the registry of datasets."),
-        _c("split", TEXT, "Split of the dataset."),
-        _c("row_index", INT64, "Row in that split, from 0."),
-        _c("reason", TEXT, "'too long' (more than prompts.max_tokens) or 'empty'."),
-        _c("num_tokens", INT32, "Tokens of the rendered prompt."),
-    ),
-)
-
-SHARED_PROMPTS = Table(
-    name="shared_prompts",
-    row="one prompt of a benchmark that is also a training prompt",
-    key=("benchmark_prompt_id", "prompt_id"),
-    since=2,
-    columns=(
-        _c("benchmark_prompt_id", TEXT, "The benchmark's prompt_id."),
-        _c("prompt_id", TEXT, "prompt_id of the training prompt."),
-        _c("prompt_text", TEXT, "The text of both."),
-    ),
-)
-
-ROLLOUTS = Table(
-    name="rollouts",
-    row="one completion, with how it was sampled",
-    key=("rollout_id",),
-    columns=(
-        ROLLOUT_ID,
-        GROUP_ID,
-        PROMPT_ID,
-        _c("token_ids", TOKENS, "Sampled tokens, T of them, the end-of-sequence token included when it was drawn."),
-        _c("sampler_logprobs", FLOATS, "[T] log-probability of each token under the distribution it was drawn from."),
-        _c("text", TEXT, "token_ids decoded without special tokens."),
-        _c("finish_reason", TEXT, "'stop' (end of sequence drawn) or 'length' (max_tokens or context reached)."),
-        _c("policy", TEXT, "Policy that sampled: policies.policy."),
-        _c("sampler", TEXT, "Engine that sampled."),
-        _c("seed", INT64, "Seed of this completion's own random stream."),
-        _c("decoding", TEXT, "'sampled' or 'greedy'."),
-        _c("temperature", FLOAT64, "Divides the logits before sampling; 0 for greedy decoding."),
-        _c("top_p", FLOAT64, "Smallest set of tokens with at least this mass is kept; 1 keeps all."),
-        _c("max_tokens", INT32, "Most tokens a completion may have."),
-        _c("epoch", INT32, "Epoch of the prompt's draw, from 0; NULL in an evaluation.", nullable=True, since=2),
-        _c("loss_mask", FLAGS, "[T] tokens that are trained on; NULL: all of them.", nullable=True, since=3),
-    ),
-)
-
-GENERATIONS = Table(
-    name="generations",
-    row="one generation: what was sampled, and where its time went",
-    key=("policy", "sampler"),
-    since=4,
-    columns=(
-        _c("policy", TEXT, "Policy that sampled: policies.policy."),
-        _c("sampler", TEXT, "Engine that sampled."),
-        _c("num_prompts", INT32, "Prompts."),
-        _c("num_completions", INT32, "Completions."),
-        _c("num_tokens", INT64, "Completion tokens."),
-        _c("num_prompt_tokens", INT64, "Prompt tokens, counted once a completion."),
-        _c("num_cached_prompt_tokens", INT64, "Those found in the engine's prefix cache.", is_measurement=True),
-        _c("num_restarts", INT32, "Times the engine died and was started again.", is_measurement=True),
-        _c("read_seconds", FLOAT64, "Reading the prompts and the policy.", is_measurement=True),
-        _c("sync_seconds", FLOAT64, "Handing the weights to the engine, and the check of them.", is_measurement=True),
-        _c("sampling_seconds", FLOAT64, "Waiting for the engine's completions.", is_measurement=True),
-        _c("text_seconds", FLOAT64, "Decoding token ids to text.", is_measurement=True),
-        _c("write_seconds", FLOAT64, "Laying out and writing the rollouts.", is_measurement=True),
-    ),
-)
-
-WEIGHT_SYNCS = Table(
-    name="weight_syncs",
-    row="the check of the weights that one generation sampled from, in an engine of its own",
-    key=("policy", "engine"),
-    since=4,
-    columns=(
-        _c("policy", TEXT, "Policy whose weights were checked: policies.policy."),
-        _c("engine", TEXT, "Engine that holds them."),
-        _c("dtype", TEXT, "The engine's weights and activations: fp32 or bf16."),
-        _c("tolerance", FLOAT64, "Largest difference allowed, in nats."),
-        _c("num_tokens", INT32, "Probe tokens compared, over all engines.", is_measurement=True),
-        _c("max_difference", FLOAT64, "Largest |trainer - engine| of a log-probability, in nats.", is_measurement=True),
-        _c("mean_difference", FLOAT64, "Mean |trainer - engine|, in nats.", is_measurement=True),
-        _c("is_new", FLAG, "Checked by this generation; false: an earlier one had loaded them.", is_measurement=True),
-        _c("num_starts", INT32, "Engines started to load them; 0: loaded in place.", is_measurement=True),
-        _c("export_seconds", FLOAT64, "Writing the checkpoint for the engine.", is_measurement=True),
-        _c("start_seconds", FLOAT64, "Starting engines.", is_measurement=True),
-        _c("reload_seconds", FLOAT64, "Loading the weights in place.", is_measurement=True),
-        _c("check_seconds", FLOAT64, "The check, on both sides.", is_measurement=True),
-    ),
-)
 
 VERDICTS = Table(
     name="verdicts",
@@ -225,6 +119,13 @@ UPDATES = Table(
         _c("ratio_p50", FLOAT64, "Median importance ratio.", nullable=True),
         _c("ratio_p95", FLOAT64, "95 % quantile of the importance ratio.", nullable=True),
         _c("ratio_max", FLOAT64, "Largest importance ratio.", nullable=True),
+        _c("mismatch_min", FLOAT64, "Smallest trainer - log kept mass - sampler logprob.", nullable=True, since=4),
+        _c("mismatch_p05", FLOAT64, "5 % quantile of that difference, in nats.", nullable=True, since=4),
+        _c("mismatch_p50", FLOAT64, "Median of that difference.", nullable=True, since=4),
+        _c("mismatch_p95", FLOAT64, "95 % quantile of that difference.", nullable=True, since=4),
+        _c("mismatch_max", FLOAT64, "Largest such difference.", nullable=True, since=4),
+        _c("mismatch_kl", FLOAT64, "k3 of KL(sampler || trainer) from it, in nats.", nullable=True, since=4),
+        _c("kept_mass", FLOAT64, "Mean mass of the trainer's nucleus; NULL: top_p is 1.", nullable=True, since=4),
         _c("value_loss", FLOAT64, "The critic's clipped value loss; NULL without a critic.", nullable=True, since=3),
         _c("value_clip_fraction", FLOAT64, "Share of tokens whose value was clipped.", nullable=True, since=3),
         _c("explained_variance", FLOAT64, "1 - Var(return - value) / Var(return).", nullable=True, since=3),
@@ -243,6 +144,7 @@ SIGNALS = Table(
         GROUP_ID,
         _c("trainer_logprobs", FLOATS, "[T] log-probability under the trainer's own engine.", nullable=True),
         _c("entropies", FLOATS, "[T] entropy of the distribution that drew the token, in nats.", nullable=True),
+        _c("kept_mass", FLOATS, "[T] mass of the trainer's nucleus (top_p < 1).", nullable=True, since=4),
         _c("reference_logprobs", FLOATS, "[T] log-probability under the reference policy.", nullable=True),
         _c("values", FLOATS, "[T] V(s_t): the critic's value before the token, in units of reward.", nullable=True),
     ),

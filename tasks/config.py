@@ -27,9 +27,10 @@ class SamplerConfig:
     temperature: PositiveFloat = 1.0
     """Divides the logits before sampling. The paper: 1."""
     top_p: Share = 1.0
-    """Nucleus mass; 1 keeps every token. The paper: 1."""
+    """Nucleus mass; 1 keeps every token. Training below 1 needs train.importance_sampling. The paper: 1."""
     max_tokens: Positive = 2048
-    """Most tokens of a completion, the end-of-sequence token included. The paper: 2048."""
+    """Most tokens of a completion, the end-of-sequence token included; fewer where the context ends before. The paper:
+    2048."""
     batch_tokens: Positive = field(default=65536, metadata=NOT_IDENTITY)
     """Most tokens (prompt + max_tokens, summed over rows) sampled at once by transformers: bounds memory."""
     vllm: VllmConfig = field(default=VllmConfig(), metadata=NOT_IDENTITY)
@@ -211,7 +212,7 @@ class ContractsConfig:
     max_null_verdicts: Fraction = 0.1
     """Largest share of a generation's completions on which the verifier may fail."""
     max_mismatch: NonNegative = 0.2
-    """How far the 5 % and 95 % quantiles of the first update's importance ratios may be from 1."""
+    """How far the 5 % and 95 % quantiles of p_trainer / p_sampler may be from 1 at the first update."""
     allow_benchmark_prompts: bool = False
     """Let training prompts be prompts of a benchmark too."""
 

@@ -61,33 +61,23 @@ def generation(
 
     clock = Clock()
     table = prompts.read(["prompt_id", "prompt_token_ids"])
-    values, offsets = flat_list(table.column("prompt_token_ids"))
     chosen = selection.rows(table.num_rows)
+    asked = _chosen_prompts(table, chosen)
     held = engine.load_policy(policy.path, policy.digest, engine.choose_device(context.device))
     engine.configure_cpu(context.threads, held.num_parameters)
     clock.stop("read")
     machine, sync = context.samplers.get(sampler, held, policy.path)
     clock.stop("sync")
     temperature = sampler.temperature if decoding == "sampled" else 0.0
+    how = {"temperature": temperature, "top_p": sampler.top_p, "max_tokens": sampler.max_tokens}
     seeds = completion_seeds(derive_seed(seed, decoding), len(chosen) * num_samples)
-    asked = [values[offsets[i] : offsets[i + 1]] for i in chosen]
-    samples = machine.sample(
-        asked,
-        num_samples=num_samples,
-        seeds_R=seeds,
-        params=SamplingParams(temperature=temperature, top_p=sampler.top_p, max_tokens=sampler.max_tokens),
-        progress=context.progress,
-    )
+    params, progress = SamplingParams(**how), context.progress
+    samples = machine.sample(asked, num_samples=num_samples, seeds_R=seeds, params=params, progress=progress)
     clock.stop("sampling")
     texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
     clock.stop("text")
     of_policy = {"policy": policy.digest[:POLICY_ID_DIGITS], "sampler": machine.name}
-    same_for_all = of_policy | {
-        "decoding": decoding,
-        "temperature": temperature,
-        "top_p": sampler.top_p,
-        "max_tokens": sampler.max_tokens,
-    }
+    same_for_all = of_policy | {"decoding": decoding} | how
     prompt_ids = [table.column("prompt_id")[int(p)].as_py() for p in chosen]
     columns = _identifiers(context.identity, prompt_ids, selection.epochs(table.num_rows), num_samples)
     columns |= {"text": texts, "seed": seeds} | {name: [value] * len(texts) for name, value in same_for_all.items()}
@@ -99,6 +89,11 @@ def generation(
         "tokens": len(samples.token_ids_N),
         "truncated": round(float(samples.is_truncated_R.mean()), 4),
     }
+
+
+def _chosen_prompts(table: pa.Table, chosen: np.ndarray) -> list[np.ndarray]:
+    values, offsets = flat_list(table.column("prompt_token_ids"))
+    return [values[offsets[i] : offsets[i + 1]] for i in chosen]
 
 
 class Clock:

@@ -46,7 +46,7 @@ def check_layout(source: PolicySource, layout: str) -> None:
         refuse_layout(AutoModelForCausalLM.from_config(config), layout)
 
 
-@stage("policy", version=1)
+@stage("policy", version=2)
 def first_policy(context: Context, *, source: PolicySource) -> Summary:
     """Write the policy's checkpoint (fp32), its tokenizer on its own, and the vocabulary, decoded."""
     from tasks.core.arithmetic import CHARACTERS

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MICRO_BATCH_TOKENS = 8192
 """Places in one forward pass without gradient."""
-OF_POLICY = ("trainer_logprobs", "entropies")
+OF_POLICY = ("trainer_logprobs", "entropies", "kept_mass")
 SIGNALS = (*OF_POLICY, "reference_logprobs", "values")
 
 
@@ -32,9 +32,12 @@ def needs_critic(experiment: Experiment) -> bool:
 
 
 def signals_of_training(experiment: Experiment) -> tuple[str, ...]:
-    """Signals that the updates need: for importance sampling, for the KL to the reference, and for the critic."""
+    """Signals that the updates need: for importance sampling (from a nucleus: with the mass that it keeps), for the KL
+    to the reference, and for the critic."""
+    compares_engines = experiment.train.importance_sampling != "none"
     needed = {
-        "trainer_logprobs": experiment.train.importance_sampling != "none",
+        "trainer_logprobs": compares_engines,
+        "kept_mass": compares_engines and experiment.sampler.top_p < 1,
         "reference_logprobs": experiment.train.kl_coefficient > 0,
         "values": needs_critic(experiment),
     }
@@ -58,15 +61,19 @@ def signals(
     prompts: Part,
     rollouts: Part,
     temperature: float,
+    top_p: float,
     precision: str,
 ) -> Summary:
-    """Compute the `wanted` signals of every token of every rollout; models that none of them needs are None."""
+    """Compute the `wanted` signals of every token of every rollout; models that none of them needs are None.
+
+    `top_p` is the sampler's where kept_mass is wanted, and 1 elsewhere: nothing else depends on it.
+    """
     rows = rollouts.read(["rollout_id", "group_id", "prompt_id", "token_ids"])
     forward = _Forward(context, prompts, rows, temperature, precision)
     found: dict[str, np.ndarray] = {}
     if set(wanted) & set(OF_POLICY):
         assert policy is not None
-        found |= dict(zip(OF_POLICY, forward.logprobs(policy), strict=True))
+        found |= dict(zip(OF_POLICY, forward.logprobs(policy, top_p), strict=False))  # no kept_mass at top_p = 1
     if "values" in wanted:
         assert critic is not None
         found["values"] = forward.values(critic, policy)
@@ -98,12 +105,14 @@ class _Forward:
             "precision": precision,
         }
 
-    def logprobs(self, policy: Part) -> list[np.ndarray]:
-        """Log-probabilities and entropies under a policy, at the sampling temperature."""
+    def logprobs(self, policy: Part, top_p: float = 1.0) -> list[np.ndarray]:
+        """Log-probabilities and entropies under a policy, at the sampling temperature; below top_p = 1 the kept mass
+        too."""
         from tasks.engines.trainer import completion_logprobs
 
         held = self._policy(policy)
-        found = completion_logprobs(held, self.prompts, self.completions, self.temperature, **self.passes)
+        asked = (held, self.prompts, self.completions, self.temperature)
+        found = completion_logprobs(*asked, top_p=top_p, **self.passes)
         return [tensor_N.float().cpu().numpy() for tensor_N in found]
 
     def values(self, critic: Part, policy: Part | None) -> np.ndarray:

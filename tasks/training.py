@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.engines.policy import Policy
 
 
-@stage("training", version=4)
+@stage("training", version=5)
 def training(
     context: Context,
     *,
@@ -169,7 +169,7 @@ def _batch(prompts: Part, rollouts: Part, credited: pa.Table, signals: Part | No
 
 def _signals(signals: Part, credited: pa.Table) -> dict[str, Any]:
     """Those signals of the credited completions that updates use, as far as they were asked for."""
-    rows = signals.read(["rollout_id", "trainer_logprobs", "reference_logprobs", "values"])
+    rows = signals.read(["rollout_id", "trainer_logprobs", "kept_mass", "reference_logprobs", "values"])
     rows = rows.filter(pc.is_in(rows.column("rollout_id"), credited.column("rollout_id")))
     return {name: ragged(rows, name) for name in rows.column_names[1:] if rows.column(name).null_count == 0}
 

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits, with the log-probability of each under the distribution it was drawn from."""
+"""Drawing tokens from logits, with the log-probability of each under the distribution it was drawn from; nuclei."""
 
 import torch
 from torch import Tensor
@@ -35,8 +35,21 @@ def draw_tokens(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, to
 def _nucleus(logprobs_BV: Tensor, top_p: float) -> Tensor:
     """Log-probabilities renormalised over the nucleus; -inf outside it. Ties go to the lower token id."""
     ordered_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
-    mass_BV = ordered_BV.double().exp()
-    is_outside_BV = mass_BV.cumsum(dim=-1) - mass_BV >= top_p
-    ordered_BV = ordered_BV.masked_fill(is_outside_BV, -torch.inf)
+    ordered_BV = ordered_BV.masked_fill(_is_outside(ordered_BV.double().exp(), top_p), -torch.inf)
     kept_BV = torch.empty_like(logprobs_BV).scatter_(1, order_BV, ordered_BV)
     return kept_BV - torch.logsumexp(kept_BV, dim=-1, keepdim=True)
+
+
+def kept_mass(logprobs_BV: Tensor, top_p: float) -> Tensor:
+    """Mass [B], float64, of the nucleus that `draw_tokens` draws from: at least top_p, since the token that crosses it
+    is kept. log p of a kept token is its plain log-probability minus the log of this mass.
+
+    Ties do not matter here: whichever of equally likely tokens is kept, the mass is the same.
+    """
+    mass_BV = logprobs_BV.sort(dim=-1, descending=True).values.double().exp()
+    return mass_BV.masked_fill_(_is_outside(mass_BV, top_p), 0).sum(dim=-1)
+
+
+def _is_outside(mass_BV: Tensor, top_p: float) -> Tensor:
+    """Which tokens, in order of falling mass, come after those whose mass reaches top_p."""
+    return mass_BV.cumsum(dim=-1) - mass_BV >= top_p

@@ -30,6 +30,8 @@ class Batch:
     advantages: Floats
     trainer_logprobs: Floats | None = None
     """Of the policy before the step's updates; needed by importance sampling."""
+    kept_mass: Floats | None = None
+    """Mass that this policy's nucleus keeps, where the sampler drew from a nucleus."""
     reference_logprobs: Floats | None = None
     """Of the reference policy; needed by the KL."""
     values: Floats | None = None

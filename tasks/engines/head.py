@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tasks.core.layout import Layout
+from tasks.core.sampling import kept_mass
 
 MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits held at once, by kind of device: 128 MB in fp32 on a CPU, where a chunk this size keeps matrix products at
@@ -24,6 +25,9 @@ their peak, and 1 GB on a GPU, where each chunk also costs a pass over the weigh
 BLOCK_LOGITS = 2**18
 """Logits that a CPU normalises at once: 1 MB in fp32 and as much of exponentials stay in its cache (0.6 of the time
 that whole chunks take, at V = 32k and 152k)."""
+
+SORTED_SHARE = 16
+"""A chunk is sorted for its nuclei in this many parts: sorting takes seven times its memory, in int64 and fp64."""
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the context that forward passes and products with the head's weight run in."""
@@ -114,20 +118,29 @@ def _chunk_pass(
 
 @torch.no_grad()
 def head_logprobs(
-    model: Any, hidden_UH: Tensor, layout: Layout, temperature: float, *, autocast: Autocast = nullcontext
-) -> tuple[Tensor, Tensor]:
-    """log p and entropy [N] alone, chunk by chunk."""
+    model: Any,
+    hidden_UH: Tensor,
+    layout: Layout,
+    temperature: float,
+    *,
+    top_p: float = 1.0,
+    autocast: Autocast = nullcontext,
+) -> tuple[Tensor, ...]:
+    """log p and entropy [N] alone, chunk by chunk; with top_p below 1 also the mass [N] that the nucleus keeps."""
     head = model.get_output_embeddings()
     kind = torch.promote_types(hidden_UH.dtype, torch.float32)
-    logprob_N, entropy_N = torch.empty(2, layout.token_edge_N.size, dtype=kind, device=hidden_UH.device)
+    found = torch.empty(3 if top_p < 1 else 2, layout.token_edge_N.size, dtype=kind, device=hidden_UH.device)
+    logprob_N, entropy_N = found[:2]
     product = _Product(head, autocast, hidden_UH.device)
     for chunk in _chunks(layout, head.weight.shape[0], hidden_UH.device):
         logits_uV = product.logits(hidden_UH[chunk.rows], temperature)
         log_total_u, entropy_u = _normalise(logits_uV)
         row_n, logprob_N[chunk.tokens_n] = _token_logprobs(logits_uV, log_total_u, chunk)
         entropy_N[chunk.tokens_n] = entropy_u[row_n]
+        if top_p < 1:
+            found[2, chunk.tokens_n] = _kept_mass(logits_uV, log_total_u, top_p).to(kind)[row_n]
         del logits_uV  # before the next chunk's are made
-    return logprob_N, entropy_N
+    return tuple(found)
 
 
 def _chunks(layout: Layout, vocabulary: int, device: torch.device) -> Iterator[_Chunk]:
@@ -178,6 +191,13 @@ def _normalise(logits_uV: Tensor) -> tuple[Tensor, Tensor]:
         log_total_u[rows] = total_b.log()
         entropy_u[rows] = log_total_u[rows] - torch.einsum("bv,bv->b", exp_bV, z_bV) / total_b
     return log_total_u, entropy_u
+
+
+def _kept_mass(z_uV: Tensor, log_total_u: Tensor, top_p: float) -> Tensor:
+    """Mass [u] of each row's nucleus, from z and log s of `_normalise`; a part of the rows is sorted at a time."""
+    size = -(-len(z_uV) // SORTED_SHARE)
+    parts = zip(z_uV.split(size), log_total_u.split(size), strict=True)
+    return torch.cat([kept_mass(z_bV - log_total_b[:, None], top_p) for z_bV, log_total_b in parts])
 
 
 @torch.no_grad()

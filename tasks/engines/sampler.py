@@ -52,8 +52,21 @@ def joined(parts: Sequence[Samples]) -> Samples:
 
 
 def completion_limits(prompts: Sequence[NDArray[np.int32]], max_tokens: int, context_length: int) -> NDArray[np.int64]:
-    """Most tokens [P] that each prompt's completions may have: max_tokens, or what the context leaves."""
+    """Most tokens [P] that each prompt's completions may have: max_tokens, or what the context leaves.
+
+    Raises ValueError for an empty prompt, and for one that leaves no room for a single token.
+    """
     lengths_P = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    if (lengths_P == 0).any():
+        raise ValueError("expected at least one token in every prompt, got an empty prompt: nothing to continue")
+    num_without_room = int((lengths_P >= context_length).sum())
+    if num_without_room:
+        raise ValueError(
+            f"expected prompts of at most {context_length - 1} tokens, got {num_without_room} of {lengths_P.size} that "
+            f"are longer, the longest of {lengths_P.max()}: in a context of {context_length} tokens they leave no room "
+            "for a completion. Lower prompts.max_tokens (prompts.overlong=drop leaves longer prompts out), or take a "
+            "policy with a longer context (under vLLM: or raise sampler.vllm.max_model_len, if that is set)"
+        )
     return np.minimum(max_tokens, context_length - lengths_P)
 
 
@@ -75,6 +88,7 @@ class Sampler(Protocol):
         """Complete each prompt num_samples times; completion i of prompt p uses seeds_R[p * num_samples + i].
 
         The same policy, prompts, seeds and params give the same bytes each time. `progress(done, total)` is called
-        with completions. Raises ValueError for an empty prompt and for one that leaves no room in the context.
+        with completions. A completion ends by length at params.max_tokens, or where the context does: see
+        `completion_limits`, which also refuses prompts, before any work.
         """
         ...

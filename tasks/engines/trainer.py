@@ -14,7 +14,7 @@ from tasks.core.layout import Layout
 from tasks.core.objective import Objective, policy_loss
 from tasks.engines.attention import layout_attention, paths_on
 from tasks.engines.batch import Batch, token_index, token_signals
-from tasks.engines.figures import TokenFigures
+from tasks.engines.figures import TokenFigures, mismatch
 from tasks.engines.head import TokenLoss, head_logprobs, head_pass
 from tasks.engines.micro_batches import Arrangement
 from tasks.engines.optimizer import checked_step
@@ -54,21 +54,26 @@ def completion_logprobs(
     layout: str = "padded",
     micro_batch_tokens: int = 2**62,
     precision: str = "fp32",
-) -> tuple[Tensor, Tensor]:
-    """log p [N] of every completion token at `temperature`, and the entropy [N] (nats) it was drawn at; no gradient."""
+    top_p: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """log p [N] of every completion token at `temperature`, and the entropy [N] (nats) it was drawn at; no gradient.
+
+    With top_p below 1 also the mass [N] of that distribution that its nucleus keeps (`tasks.core.sampling.kept_mass`).
+    """
     lengths_R = np.array([len(completion) for completion in completions], dtype=np.int64)
     groups_R = np.arange(lengths_R.size) if group_index_R is None else group_index_R
     arrangement = Arrangement(layout, policy.model, prompts, completions, groups_R)
     autocast = partial(precision_context, precision, policy.device)
     kind_of_number = torch.promote_types(next(policy.model.parameters()).dtype, torch.float32)
-    logprob_N, entropy_N = torch.zeros(2, int(lengths_R.sum()), dtype=kind_of_number, device=policy.device)
+    found_KN = torch.zeros(3 if top_p < 1 else 2, int(lengths_R.sum()), dtype=kind_of_number, device=policy.device)
     for micro_batch in arrangement.micro_batches(micro_batch_tokens):
         with layout_attention(policy.model, micro_batch.layout):
             hidden_UH = parent_states(policy, micro_batch.layout, precision)
-        found = head_logprobs(policy.model, hidden_UH, micro_batch.layout, temperature, autocast=autocast)
+        found = head_logprobs(policy.model, hidden_UH, micro_batch.layout, temperature, top_p=top_p, autocast=autocast)
         index = torch.from_numpy(token_index(lengths_R, micro_batch.rows)).to(policy.device)
-        logprob_N[index], entropy_N[index] = found
-    return logprob_N, entropy_N
+        for values_N, part_n in zip(found_KN, found, strict=True):
+            values_N[index] = part_n.to(kind_of_number)
+    return tuple(found_KN)
 
 
 def supervised_update(
@@ -133,6 +138,7 @@ def policy_update(
     loss, value_loss = _policy_gradient(policy, batch, objective, how, figures, value_term)
     row = figures.describe(None if mask_N is None else torch.from_numpy(mask_N))
     losses = {"loss": loss} | ({"value loss": value_loss} if value_term is not None else {})
+    row |= mismatch(batch, figures.found["logprob"])
     return row | {
         "loss": loss,
         "grad_norm": checked_step(policy.model.parameters(), optimizer, losses, max_grad_norm),
@@ -162,7 +168,7 @@ def _policy_gradient(
         def of_chunk(logprob_n: Tensor, entropy_n: Tensor, tokens_n: Tensor) -> Tensor:
             index_n = index_N[tokens_n]
             result = policy_loss(logprob_n, entropy_n, signals.take(index_n), objective)
-            figures.add(index_n, result, entropy_n)
+            figures.add(index_n, result, logprob_n, entropy_n)
             return result.loss
 
         return of_chunk

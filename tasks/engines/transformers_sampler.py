@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tasks.core.sampling import draw_tokens
 from tasks.engines.policy import Policy
-from tasks.engines.sampler import Samples, SamplingParams
+from tasks.engines.sampler import Samples, SamplingParams, completion_limits
 
 COMPACTION_SHARE = 0.75
 """Finished rows leave the batch once less than this share of it is still running: the cache copy is then worth it."""
@@ -36,14 +36,16 @@ class TransformersSampler:
         progress: Callable[[int, int], Any] = lambda done, total: None,
     ) -> Samples:
         """See `Sampler.sample`."""
-        self._check(prompts, params)
+        limits_P = completion_limits(prompts, params.max_tokens, self.policy.context_length)
         total = len(prompts) * num_samples
         rows: list[tuple[NDArray[np.int32], NDArray[np.float32], bool]] = [None] * total  # type: ignore[list-item]
         done = 0
-        for batch in self._batches([len(prompt) for prompt in prompts], num_samples, params.max_tokens):
+        for batch in self._batches([len(prompt) for prompt in prompts], num_samples, limits_P):
             indices_R = (batch[:, None] * num_samples + np.arange(num_samples)).ravel()
-            uniforms_RT = _uniforms(seeds_R[indices_R], params)
-            tokens_RT, logprobs_RT = self._complete([prompts[p] for p in batch], num_samples, uniforms_RT, params)
+            limits_R = np.repeat(limits_P[batch], num_samples)
+            uniforms_RT = _uniforms(seeds_R[indices_R], int(limits_R.max()), params.temperature)
+            asked = [prompts[p] for p in batch]
+            tokens_RT, logprobs_RT = self._complete(asked, torch.from_numpy(limits_R), uniforms_RT, params)
             for row, index in enumerate(indices_R):
                 rows[index] = self._row(tokens_RT[row], logprobs_RT[row])
             done += len(indices_R)
@@ -56,22 +58,11 @@ class TransformersSampler:
             is_truncated_R=np.array([is_truncated for _, _, is_truncated in rows], dtype=bool),
         )
 
-    def _check(self, prompts: Sequence[NDArray[np.int32]], params: SamplingParams) -> None:
-        longest = max((len(prompt) for prompt in prompts), default=1)
-        if any(len(prompt) == 0 for prompt in prompts):
-            raise ValueError("expected at least one token in every prompt, got an empty prompt: nothing to continue")
-        if longest + params.max_tokens > self.policy.context_length:
-            raise ValueError(
-                f"a prompt of {longest} tokens and sampler.max_tokens = {params.max_tokens} need a context of "
-                f"{longest + params.max_tokens} tokens; the policy has {self.policy.context_length}: lower "
-                "sampler.max_tokens or prompts.max_tokens"
-            )
-
-    def _batches(self, lengths: list[int], num_samples: int, max_tokens: int) -> list[NDArray[np.int64]]:
+    def _batches(self, lengths: list[int], num_samples: int, limits_P: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Prompt indices in batches of like lengths, longest first (memory is then known at once)."""
         batches, batch = [], []
         for index in np.argsort(-np.array(lengths), kind="stable"):
-            width = lengths[batch[0] if batch else index] + max_tokens
+            width = lengths[batch[0] if batch else index] + limits_P[index]  # the shortest prompt has the most room
             if batch and (len(batch) + 1) * num_samples * width > self.batch_tokens:
                 batches.append(np.array(batch))
                 batch = []
@@ -79,10 +70,11 @@ class TransformersSampler:
         return [*batches, np.array(batch)] if batch else batches
 
     def _complete(
-        self, prompts: list[NDArray[np.int32]], num_samples: int, uniforms_RT: Tensor, params: SamplingParams
+        self, prompts: list[NDArray[np.int32]], limits_R: Tensor, uniforms_RT: Tensor, params: SamplingParams
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Tokens [R, T] (-1 after the end) and log-probabilities [R, T] of one batch."""
+        """Tokens [R, T] (-1 after the end) and log-probabilities [R, T] of one batch; T is the largest limit."""
         device, model = self.policy.device, self.policy.model
+        num_samples = len(limits_R) // len(prompts)
         ids_BL, mask_BL = _left_pad(prompts, self.policy.tokenizer.pad_token_id or 0, device)
         positions_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
         out = model(ids_BL, attention_mask=mask_BL, position_ids=positions_BL, use_cache=True, logits_to_keep=1)
@@ -90,21 +82,21 @@ class TransformersSampler:
         cache.batch_repeat_interleave(num_samples)
         mask_RL = mask_BL.repeat_interleave(num_samples, dim=0)
         next_position_R = mask_RL.sum(dim=1)
-        num_rows = mask_RL.shape[0]
-        tokens_RT = torch.full((num_rows, params.max_tokens), -1, dtype=torch.int64, device=device)
-        logprobs_RT = torch.zeros((num_rows, params.max_tokens), dtype=torch.float32, device=device)
-        uniforms_RT = uniforms_RT.to(device)
+        num_rows, most_tokens = uniforms_RT.shape
+        tokens_RT = torch.full((num_rows, most_tokens), -1, dtype=torch.int64, device=device)
+        logprobs_RT = torch.zeros((num_rows, most_tokens), dtype=torch.float32, device=device)
+        uniforms_RT, limits_R = uniforms_RT.to(device), limits_R.to(device)
         eos = torch.tensor(self.policy.eos_token_ids, dtype=torch.int64, device=device)
         rows = torch.arange(num_rows, device=device)
         is_running = torch.ones(num_rows, dtype=torch.bool, device=device)
-        for t in range(params.max_tokens):
+        for t in range(most_tokens):
             drawn, logprobs = draw_tokens(
                 logits_RV, uniforms_RT[rows, t], temperature=params.temperature, top_p=params.top_p
             )
             tokens_RT[rows[is_running], t] = drawn[is_running]
             logprobs_RT[rows[is_running], t] = logprobs[is_running]
-            is_running = is_running & ~torch.isin(drawn, eos)
-            if t + 1 == params.max_tokens or not is_running.any():
+            is_running = is_running & ~torch.isin(drawn, eos) & (limits_R[rows] > t + 1)
+            if not is_running.any():
                 break
             if is_running.float().mean() < COMPACTION_SHARE:
                 kept = is_running.nonzero()[:, 0]
@@ -115,7 +107,8 @@ class TransformersSampler:
             out = model(
                 drawn[:, None],
                 attention_mask=mask_RL,
-                position_ids=next_position_R[:, None],
+                # rows that have ended go on until they are taken out, but at no position beyond the context
+                position_ids=next_position_R[:, None].clamp(max=self.policy.context_length - 1),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -138,9 +131,9 @@ def _left_pad(prompts: list[NDArray[np.int32]], pad: int, device: torch.device) 
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-def _uniforms(seeds_R: NDArray[np.int64], params: SamplingParams) -> Tensor:
+def _uniforms(seeds_R: NDArray[np.int64], num_tokens: int, temperature: float) -> Tensor:
     """[R, T] uniform numbers, row i from its own stream Philox(seed_i); not needed for greedy decoding."""
-    if params.temperature == 0:
-        return torch.zeros(len(seeds_R), params.max_tokens, dtype=torch.float64)
-    streams = [np.random.Generator(np.random.Philox(key=int(seed))).random(params.max_tokens) for seed in seeds_R]
+    if temperature == 0:
+        return torch.zeros(len(seeds_R), num_tokens, dtype=torch.float64)
+    streams = [np.random.Generator(np.random.Philox(key=int(seed))).random(num_tokens) for seed in seeds_R]
     return torch.from_numpy(np.stack(streams))

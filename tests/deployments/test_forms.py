@@ -1,6 +1,7 @@
 """Forms are the experiment's keys; the files of deployments/ and the README agree with the code. Nothing is started."""
 
 import dataclasses
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -38,8 +39,8 @@ def test_a_form_with_every_key_of_an_experiment_turns_another_experiment_into_it
     wanted = {key: value for key, value in leaves(load_experiment(name)).items() if value is not None}
     tree: dict[str, Any] = {}
     for key, value in wanted.items():
-        section, _, last = key.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[last] = value
+        *sections, last = key.split(".")
+        functools.reduce(lambda part, section: part.setdefault(section, {}), sections, tree)[last] = value
     other = "gsm8k" if name == "quickstart" else "quickstart"
     made = leaves(load_experiment(other, overrides(Settings.model_validate(tree))))
     assert {key: made[key] for key in wanted} == wanted

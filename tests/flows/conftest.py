@@ -21,6 +21,7 @@ LEARNING = [
     "arithmetic.max_terms=2",
     "warm_start.updates=40",
     "warm_start.batch_size=16",
+    "warm_start.learning_rate=6e-3",
     "evaluation.num_samples=2",
 ]
 """Two-term chains after 40 updates: some completions are right and some wrong, so that policies move."""

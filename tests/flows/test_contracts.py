@@ -154,6 +154,9 @@ BROKEN = [
     ("signals", "signals_fit_tokens", put("signals", trainer_logprobs=[])),
     ("signals", "signals_fit_tokens", a_signal("values", float("nan"))),
     ("signals", "signals_fit_tokens", a_signal("reference_logprobs", 0.5)),
+    ("signals", "signals_fit_tokens", a_signal("kept_mass", 0.0)),
+    ("signals", "signals_fit_tokens", a_signal("kept_mass", 1.01)),
+    ("signals", "signals_fit_tokens", put("signals", kept_mass=[0.9] * 99)),
     ("credit", "credit_covers_rewards", put("advantages", reward=7.0)),
     ("credit", "advantages_fit_tokens", put("advantages", lambda r: r["td_positions"], td_positions=[999])),
     ("credit", "advantages_fit_tokens", put("advantages", token_returns=[0.5] * 99)),
@@ -162,7 +165,9 @@ BROKEN = [
     ("credit", "td_telescopes", put("advantages", lambda r: len(r["td_values"]) == 1, td_values=[0.123])),
     ("credit", "node_values_add_up", put("prefix_nodes", lambda r: r["parent"] is None, value=0.123)),
     ("training", "updates_are_finite", put("updates", loss=float("nan"))),
-    ("training", "sampler_and_trainer_agree", put("updates", ratio_p95=1.21)),
+    # e^0.191 = 1.21 and e^-0.224 = 0.799, also where importance sampling makes every ratio 1
+    ("training", "sampler_and_trainer_agree", put("updates", mismatch_p95=0.191, ratio_p05=1.0, ratio_p95=1.0)),
+    ("training", "sampler_and_trainer_agree", put("updates", mismatch_p05=-0.224, ratio_p05=1.0, ratio_p95=1.0)),
     ("training", "group_is_trained_once", lose("update_groups")),
     ("evaluation", "score_counts_every_completion", put("scores", k=3)),
 ]
@@ -204,7 +209,8 @@ def test_each_contract_is_broken_by_one_of_these_tests_and_has_its_sentences():
     ("stage", "change", "limits"),
     [
         ("verification", fail_a_quarter, {"max_null_verdicts": 0.25}),
-        ("training", put("updates", ratio_p95=1.21), {"max_mismatch": 0.3}),
+        ("training", put("updates", mismatch_p95=0.191), {"max_mismatch": 0.3}),
+        ("training", put("updates", mismatch_p05=-50.0), {"max_mismatch": 1.0}),
         ("separation", share_a_prompt, {"allow_benchmark_prompts": True}),
     ],
 )
@@ -224,7 +230,8 @@ def test_through_the_command_a_breach_stops_the_run_with_exit_code_1_and_the_nex
     code, _, err = tempo("train", "quickstart", *strict)
     assert code == 1
     assert "tempo: the contract sampler_and_trainer_agree is broken by 1 rows of the stage training" in err
-    assert "--set contracts.max_mismatch=SHARE" in err
+    for remedy in ("sampler.engine", "weight_syncs", "train.importance_sampling=token", "contracts.max_mismatch=SHARE"):
+        assert remedy in err
     assert "Traceback" not in err
     assert not (data / "artifacts" / "training").exists()
     (failed,) = open_catalog(data).execute("SELECT error FROM stage_runs WHERE outcome = 'failed'").fetchall()

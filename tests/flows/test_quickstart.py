@@ -237,7 +237,7 @@ def test_a_second_command_on_the_same_run_is_told_who_holds_it(tmp_path):
         ),
         (["train", "math-qwen3-1.7b-ppo"], "no dataset 'math' in this version"),
         (["train", "quickstart", "--set", "prompts.max_tokens=3"], "--set prompts.overlong=drop"),
-        (["train", "quickstart", "--set", "sampler.top_p=0.9"], "sampler.top_p: expected 1 for training, got 0.9"),
+        (["train", "quickstart", "--set", "sampler.top_p=0.9"], "Set train.importance_sampling=token"),
         (["train", "quickstart", "--set", "device=gpu"], "cannot use 'gpu' here"),
         (["evaluate", "quickstart@1"], "no run has been stored"),
         (["evaluate", "quickstart"], "RUN@STEP such as quickstart@40"),

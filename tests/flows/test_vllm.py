@@ -134,8 +134,9 @@ def test_an_engine_killed_in_the_middle_of_a_step_changes_nothing(
 
 
 def test_an_engine_ends_with_the_run_however_the_run_ends(tmp_path: Path, learning: list[str]) -> None:
-    command = [sys.executable, "-m", "flows.cli", "train", "quickstart", "--data-root", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "flows.cli", "train", "quickstart", "--no-server"]
     overrides = [part for override in [*learning, *VLLM] for part in ("--set", override)]
+    command += ["--data-root", str(tmp_path / "data")]
     run = subprocess.Popen([*command, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         engine = wait_for(lambda: [pid for pid, parent in engines().items() if parent == run.pid], 120)[0]

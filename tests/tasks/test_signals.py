@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.config import CriticConfig, Experiment, TrainConfig
+from tasks.config import CriticConfig, Experiment, SamplerConfig, TrainConfig
 from tasks.critic import first_critic
 from tasks.engines import policy as engine
 from tasks.signals import signals, wanted_signals
@@ -18,13 +18,20 @@ BOTH = pytest.mark.parametrize("backbone", ["own", "shared"])
 CONFIG = CriticConfig(learning_rate=1e-3)
 
 
-def ask(loop: Loop, wanted: tuple[str, ...], rollouts: str = "rollouts", name: str = "signals", **models: str) -> None:
+def ask(
+    loop: Loop,
+    wanted: tuple[str, ...],
+    rollouts: str = "rollouts",
+    name: str = "signals",
+    top_p: float = 1.0,
+    **models: str,
+) -> None:
     """`models`: argument of the stage = the artifact that holds it."""
     part = {"critic": "critic"}
     given = {kind: loop.part(models[kind], part.get(kind, "checkpoint")) if kind in models else None
              for kind in ("policy", "reference", "critic")}  # fmt: skip
     rows = {"prompts": loop.part("prompts", "prompts"), "rollouts": loop.part(rollouts, "rollouts")}
-    loop(name, signals, wanted=wanted, **given, **rows, temperature=1.0, precision="fp32")
+    loop(name, signals, wanted=wanted, **given, **rows, temperature=1.0, top_p=top_p, precision="fp32")
 
 
 def add_critic(loop: Loop, backbone: str) -> None:
@@ -47,6 +54,16 @@ def test_a_step_asks_models_for_what_its_estimator_and_objective_need_and_for_no
     assert wanted_signals(Experiment(run="x", estimator=estimator, train=TrainConfig(**train))) == wanted
 
 
+def test_the_kept_mass_is_asked_for_where_importance_weights_undo_a_nucleus() -> None:
+    def wanted(top_p: float, importance_sampling: str) -> tuple[str, ...]:
+        train = TrainConfig(importance_sampling=importance_sampling)  # type: ignore[arg-type]
+        return wanted_signals(Experiment(run="x", sampler=SamplerConfig(top_p=top_p), train=train))
+
+    assert wanted(0.9, "token") == wanted(0.9, "sequence") == ("trainer_logprobs", "kept_mass")
+    assert wanted(1.0, "token") == ("trainer_logprobs",)
+    assert wanted(0.9, "none") == ()  # steps = 0: nothing trains on it
+
+
 def test_the_policy_that_sampled_says_what_the_sampler_said_and_what_nobody_asked_for_is_null(fresh: Loop) -> None:
     fresh.sample("rollouts", "policy", step=1)
     ask(fresh, ("trainer_logprobs", "entropies"), policy="policy")
@@ -55,7 +72,7 @@ def test_the_policy_that_sampled_says_what_the_sampler_said_and_what_nobody_aske
         assert said["trainer_logprobs"] == pytest.approx(sampled["sampler_logprobs"], abs=1e-5)
         # a distribution over 19 tokens has at most log 19 = 2.94 nats
         assert all(0 < entropy <= np.log(19) + 1e-5 for entropy in said["entropies"])
-        assert said["values"] is said["reference_logprobs"] is None
+        assert said["values"] is said["reference_logprobs"] is said["kept_mass"] is None
 
 
 def test_the_reference_goes_on_saying_what_it_said_while_the_policy_moves(fresh: Loop) -> None:

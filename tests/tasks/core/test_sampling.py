@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tasks.core.sampling import draw_tokens
+from tasks.core.sampling import draw_tokens, kept_mass
 
 PROBABILITIES = (0.15, 0.5, 0.05, 0.3)  # tokens 0 to 3; in order of mass: 1, 3, 0, 2
 LOGITS = torch.tensor(PROBABILITIES).log() + 2.5  # a shift of all logits changes nothing
@@ -74,6 +74,36 @@ def test_equally_likely_tokens_enter_the_nucleus_by_their_number() -> None:
     tokens_B, logprobs_B = draw_tokens(logits_BV, uniforms_B, temperature=1.0, top_p=0.0995)
     assert tokens_B.tolist() == [0, 99]  # a hundred of 1/1000 reach 0.0995
     assert logprobs_B.tolist() == logs(1 / 100, 1 / 100)
+
+
+def test_the_kept_mass_is_that_of_the_likeliest_tokens_up_to_the_one_that_crosses_top_p() -> None:
+    # 0.5, 0.3, 0.2: one token reaches 0.4, two reach 0.7 with 0.8 together, and only all three 0.9
+    logprobs_BV = torch.tensor([[0.3, 0.5, 0.2]]).log()
+    for top_p, mass in ((0.4, 0.5), (0.7, 0.8), (0.9, 1.0), (1.0, 1.0)):
+        assert kept_mass(logprobs_BV, top_p).item() == pytest.approx(mass, abs=1e-6)
+    # T = 1/2: 0.25, 0.09 and 0.04 of 0.38: two reach 0.7, with 0.34 / 0.38
+    assert kept_mass(torch.log_softmax(2 * logprobs_BV, dim=-1), 0.7).item() == pytest.approx(0.34 / 0.38, abs=1e-6)
+
+
+def test_of_equally_likely_tokens_as_many_are_kept_as_are_drawn_from() -> None:
+    # a hundred of 1/1000 reach 0.0995, as in the draw above
+    assert kept_mass(torch.full((1, 1000), 1e-3).log(), 0.0995).item() == pytest.approx(0.1, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), top_p=st.sampled_from([0.05, 0.5, 0.8, 0.99]), temperature=st.sampled_from([1, 0.6]))
+def test_a_token_of_the_nucleus_is_likelier_by_the_kept_mass_than_without_it(
+    seed: int, top_p: float, temperature: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_BV = 3 * torch.randn(8, 19, generator=generator)
+    uniforms_B = torch.rand(8, generator=generator, dtype=torch.float64)
+    tokens_B, logprobs_B = draw_tokens(logits_BV, uniforms_B, temperature=temperature, top_p=top_p)
+    plain_BV = torch.log_softmax(logits_BV / temperature, dim=-1)
+    mass_B = kept_mass(plain_BV, top_p)
+    expected_B = plain_BV.gather(1, tokens_B[:, None])[:, 0] - mass_B.log()
+    torch.testing.assert_close(logprobs_B.double(), expected_B, rtol=0, atol=1e-5)
+    assert ((top_p - 1e-6 <= mass_B) & (mass_B <= 1 + 1e-6)).all()
 
 
 def test_temperature_zero_takes_the_most_likely_token_and_reports_its_plain_probability() -> None:

@@ -84,3 +84,20 @@ def test_gradients_of_two_passes_add_up_and_a_frozen_head_gets_none() -> None:
     model.lm_head.weight.grad = None
     torch.testing.assert_close(run(), cotangent)
     assert model.lm_head.weight.grad is None
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 4])
+def test_the_kept_mass_stands_at_every_token_with_the_distribution_that_it_was_drawn_from(rows_at_once: int) -> None:
+    """Two states: with (0.5, 0.3, 0.2) two tokens reach 0.7, together 0.8; with (0.1, 0.6, 0.3) two, together 0.9."""
+    model = TinyHead(3, 2, has_bias=False)
+    model.lm_head.weight.data = torch.tensor([[0.5, 0.1], [0.3, 0.6], [0.2, 0.3]], dtype=torch.float64).log()
+    completions = [np.array([2, 0], np.int32), np.array([2, 1], np.int32)]
+    layout = build_layout("tree", [np.array([1], np.int32)] * 2, completions, np.zeros(2, np.int64))
+    hidden_UH = torch.eye(2, dtype=torch.float64)  # of the prompt's end, and of the token 2 that both share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(head.MAX_LOGITS, "cpu", rows_at_once * 3)
+        logprob_N, _, mass_N = head_logprobs(model, hidden_UH, layout, 1.0, top_p=0.7)
+    assert mass_N.tolist() == pytest.approx([0.8, 0.9, 0.8, 0.9], abs=1e-12)
+    assert logprob_N.exp().tolist() == pytest.approx([0.2, 0.1, 0.2, 0.6], abs=1e-12)
+    # token 2 of the first state is outside its nucleus: it can have come from another engine; the mass is the state's
+    assert len(head_logprobs(model, hidden_UH, layout, 1.0)) == 2  # nobody asked for it

@@ -137,7 +137,7 @@ def test_a_checkpoint_is_found_and_its_digest_is_that_of_its_bytes(tmp_path: Pat
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("not part of what it computes")
     folder, digest = find_checkpoint(str(tmp_path / "a"))
-    assert load_policy(folder, digest, torch.device("cpu")).num_parameters == 445_008
+    assert load_policy(folder, digest, torch.device("cpu")).num_parameters == 445_056
     assert find_checkpoint(str(tmp_path / "copy"))[1] == digest
     assert find_checkpoint(str(tmp_path / "b"))[1] != digest
 

@@ -186,13 +186,43 @@ def test_an_empty_prompt_is_refused(make_policy: Callable[..., Policy]) -> None:
         sample(make_policy(), [np.array([3], np.int32), np.array([], np.int32)], params())
 
 
-def test_a_prompt_that_leaves_no_room_in_the_context_is_refused_with_the_remedy(
-    make_policy: Callable[..., Policy],
+def test_a_prompt_that_leaves_no_room_for_one_token_is_refused_before_any_work(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, prompt = make_policy(), np.full(105, 5, dtype=np.int32)
-    with pytest.raises(
-        ValueError, match=r"105 tokens and sampler.max_tokens = 24 need a context of 129.* has 128"
-    ) as e:
-        sample(policy, [prompt], params())  # 105 + 24 = 129 of 128
-    assert "lower sampler.max_tokens or prompts.max_tokens" in str(e.value)
-    assert len(sample(policy, [prompt[1:]], params()).is_truncated_R) == NUM_SAMPLES  # 104 + 24 fit exactly
+    policy, prompt = make_policy(), np.full(128, 5, dtype=np.int32)
+    monkeypatch.setattr(TransformersSampler, "_complete", None)  # whoever samples anything fails otherwise
+    with pytest.raises(ValueError, match=r"at most 127 tokens, got 1 of 2 .*, the longest of 128: .* Lower prompts"):
+        sample(policy, [prompt[:3], prompt], params())
+
+
+def test_a_completion_ends_by_length_where_the_context_ends_and_its_neighbours_at_max_tokens(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, rng = make_policy(), np.random.default_rng(3)
+    long, short = (rng.integers(3, 19, size=length).astype(np.int32) for length in (120, 5))
+    positions: list[int] = []
+    forward = type(policy.model).forward
+
+    def spy(self: object, *arguments: object, position_ids: torch.Tensor, **more: object) -> object:
+        positions.append(int(position_ids.max()))
+        return forward(self, *arguments, position_ids=position_ids, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(policy.model), "forward", spy)
+        patch.setattr(transformers_sampler, "COMPACTION_SHARE", 0.0)
+        kept = sample(policy, [long, short], params(max_tokens=20))
+    assert max(positions) == 127  # of a context of 128, also where rows that have ended stay in the batch
+    found = sample(policy, [long, short], params(max_tokens=20))
+    assert found.token_ids_N.tolist() == kept.token_ids_N.tolist()
+    alone = sample(policy, [long], params(max_tokens=20))
+    assert alone.token_ids_N.tolist() == np.concatenate(completions(found)[:NUM_SAMPLES]).tolist()
+    monkeypatch.setattr(policy.model.config, "max_position_embeddings", 256)  # weights and positions stay what they are
+    free = sample(policy, [long, short], params(max_tokens=20))
+    # 120 of 128 leave 8 tokens, 5 leave more than the 20 asked for
+    for i, (completion, whole) in enumerate(zip(completions(found), completions(free), strict=True)):
+        assert completion.tolist() == whole.tolist()[: 8 if i < NUM_SAMPLES else 20]
+    ended_R = [int(completion[-1]) in policy.eos_token_ids for completion in completions(found)]
+    assert found.is_truncated_R.tolist() == [not ended for ended in ended_R]
+    lengths_R = np.diff(found.offsets)
+    assert max(lengths_R[:NUM_SAMPLES]) == 8
+    assert max(lengths_R[NUM_SAMPLES:]) == 20  # both limits were met, so both were checked
