@@ -22,6 +22,8 @@ KEEPALIVE_SECONDS = 2.0
 BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.25, 30.0
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
+FRESH = httpx.Limits(max_keepalive_connections=0)
+"""A connection for each question: uvicorn closes one on which a request failed, without saying so."""
 
 
 @dataclass(eq=False)
@@ -70,7 +72,11 @@ class Dispatch:
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
         async with AsyncExitStack() as stack:
             client = httpx.AsyncClient(headers=self._headers, limits=LIMITS, timeout=timeout, trust_env=False)
+            self._health = httpx.AsyncClient(
+                headers=self._headers, limits=FRESH, timeout=CONNECT_SECONDS, trust_env=False
+            )
             await stack.enter_async_context(client)
+            await stack.enter_async_context(self._health)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             for _ in range(num_workers):
                 for url in urls:  # the first prompts go round
@@ -84,7 +90,7 @@ class Dispatch:
         while (job := await self._next(url)) is not None:
             failure = await self._attempt(client, url, job)
             if failure:
-                await self._fail(client, url, job, failure)
+                await self._fail(url, job, failure)
             async with self._changed:
                 if job.bodies:
                     self._waiting.append(job)
@@ -119,7 +125,7 @@ class Dispatch:
         job.bodies = {row: job.bodies[row] for row in failures}
         return next(iter(failures.values()), "")
 
-    async def _fail(self, client: httpx.AsyncClient, url: str, job: Job, failure: str) -> None:
+    async def _fail(self, url: str, job: Job, failure: str) -> None:
         """Count the failure and find out whether the server is dead, before anybody takes the job again."""
         job.num_failures += 1
         job.failed_at.add(url)
@@ -128,7 +134,7 @@ class Dispatch:
                 f"a prompt's completions failed {job.num_failures} times (sampler.vllm.max_retries = "
                 f"{self.config.max_retries}), the last time at {url}: {failure}"
             )
-        if url not in self.dead and not await self._is_healthy(client, url):
+        if url not in self.dead and not await self._is_healthy(url):
             self.dead[url] = failure
         if url not in self.dead:
             await asyncio.sleep(min(BACKOFF_SECONDS * 2 ** (job.num_failures - 1), LONGEST_BACKOFF_SECONDS))
@@ -165,9 +171,9 @@ class Dispatch:
         self.progress(len(self.answers))
         return ""
 
-    async def _is_healthy(self, client: httpx.AsyncClient, url: str) -> bool:
+    async def _is_healthy(self, url: str) -> bool:
         try:
-            response = await client.get(url + "/health", timeout=CONNECT_SECONDS)
+            response = await self._health.get(url + "/health")
         except httpx.RequestError:
             return False
         return response.is_success

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.config import SamplerConfig
-from tasks.engines.vllm_dispatch import CONNECT_SECONDS, LIMITS, PATH
+from tasks.engines.vllm_dispatch import CONNECT_SECONDS, FRESH, PATH
 
 FLAGS = (
     "--load-format dummy --hf-overrides '{\"tie_word_embeddings\": false}' --logprobs-mode processed_logprobs "
@@ -45,7 +45,7 @@ class Endpoint:
         self.why = "not asked yet"
         """What went wrong, while it is not alive."""
         timeout = httpx.Timeout(config.vllm.request_timeout_seconds, connect=CONNECT_SECONDS)
-        self._client = httpx.Client(headers=headers, limits=LIMITS, timeout=timeout, trust_env=False)
+        self._client = httpx.Client(headers=headers, limits=FRESH, timeout=timeout, trust_env=False)
 
     def lost(self, why: str) -> None:
         self.is_alive, self.why = False, why

@@ -106,6 +106,8 @@ class FakeServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.num_now = self.most_at_once = 0
+        self.drops_after_errors = False
+        """Close a connection a moment after an error was sent on it, without having said so: as uvicorn does."""
         self.is_over = threading.Event()
         """Set at the end of the test: for answers that hang until then."""
         self.lock = threading.Lock()
@@ -147,7 +149,11 @@ class FakeHandler(BaseHTTPRequestHandler):
             self.end_headers()
             for piece in [data] if is_whole else data:
                 self.wfile.write(piece)
-            if not is_whole:
+            is_dropped = status >= 500 and self.server.drops_after_errors
+            if is_dropped:
+                self.wfile.flush()
+                self.server.is_over.wait(0.05)
+            if is_dropped or not is_whole:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
 

@@ -119,14 +119,16 @@ def test_what_fails_is_asked_again_and_the_rest_of_its_group_is_kept(fake_server
 
 @pytest.mark.parametrize("max_retries", [0, 3])
 def test_a_request_that_always_fails_is_sent_once_and_max_retries_times_with_pauses_then_given_up(
-    fake_server: Fake, max_retries: int
+    fake_server: Fake, max_retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(vllm_dispatch, "BACKOFF_SECONDS", 0.1)
     server = fake_server(lambda number, body: (503, {"error": f"answer {number}: too busy"}))
+    server.drops_after_errors = True  # which does not make it a dead one
     started = time.monotonic()
     with pytest.raises(EngineError) as caught:
         dispatch(max_retries=max_retries).run(jobs(1), [server.url])
     assert len(server.bodies) == 1 + max_retries
-    assert time.monotonic() - started >= 0.02 * (2**max_retries - 1)  # 0.02 + 0.04 + 0.08 s for 3
+    assert time.monotonic() - started >= 0.1 * (2**max_retries - 1)  # 0.1 + 0.2 + 0.4 s for 3
     message = str(caught.value)
     assert f"failed {1 + max_retries} times (sampler.vllm.max_retries = {max_retries})" in message
     assert f"the last time at {server.url}: status 503" in message

@@ -100,6 +100,16 @@ def test_the_key_reaches_the_servers_and_no_message(
     assert "open-sesame" not in str(caught.value) + caplog.text
 
 
+def test_a_server_that_fails_to_load_is_not_taken_for_a_dead_one(
+    fake_server: Callable[..., Any], policy: tuple[Policy, Path], tmp_path: Path
+) -> None:
+    server = fake_server(lambda number, body: (500, {"error": "out of luck"}))
+    server.drops_after_errors = True
+    server.facts |= {"/server_info": {"vllm_config": SERVER_INFO}, "/weight_info": {"weight_version": "default"}}
+    with pytest.raises(UnfitServer, match=r"answered /update_weight_version with 500: .*out of luck"):
+        local_sampler(tmp_path, server.url).use(*policy)
+
+
 def test_where_no_server_answers_the_error_has_every_address_and_how_one_is_started(
     policy: tuple[Policy, Path], tmp_path: Path
 ) -> None:
