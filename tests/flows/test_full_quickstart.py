@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ def compare_with_the_readme(data: Path) -> None:
     questions = re.findall(r'^    \$ tempo sql "([^"]*)"\n((?:    [^\n]*\n)+)', readme, re.MULTILINE)
     assert len(questions) >= 5
     for statement, shown in questions:
+        if "quickstart-vllm" in statement:  # another run, and its answer has seconds
+            continue
         command = [str(TEMPO), "sql", statement, "--data-root", str(data)]
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert [line.removeprefix("    ") for line in shown.splitlines()] == answer.splitlines()
@@ -54,6 +57,33 @@ def test_tempo_overturns_the_tutors_habits_and_a_second_run_is_served_from_stora
     assert seconds < first_seconds / 5  # 25 s to 300 s on a slow machine, most of it Prefect's server
     table = re.compile(r"Scores of.*?└", re.DOTALL)
     assert table.findall(second.stdout) == table.findall(first.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make setup-vllm")
+def test_on_vllm_it_learns_as_on_transformers_with_one_engine_and_checks_that_cost_next_to_nothing(tmp_path):
+    data = ["--data-root", str(tmp_path / "data")]
+    command = [str(TEMPO), "train", "quickstart", "--no-server", "--set", "sampler.engine=vllm", *data]
+    subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1200, check=True)
+    statement = """
+        SELECT (SELECT max(mean) FROM scores WHERE step = 40 AND decoding = 'sampled') AS score,
+               sum(num_starts) AS starts, count(*) AS syncs, max(max_difference) AS difference,
+               max(export_seconds + reload_seconds + check_seconds) FILTER (num_starts = 0) AS seconds,
+               median(check_seconds) / (
+                   SELECT median(seconds) FROM (
+                       SELECT sum(seconds) AS seconds FROM stage_runs WHERE purpose = 'train' AND step > 0 GROUP BY step
+                   )
+               ) AS share
+        FROM weight_syncs WHERE is_new"""
+    answer = subprocess.run(
+        [str(TEMPO), "sql", statement, "--format", "json", *data], capture_output=True, text=True, check=True
+    )
+    figures = json.loads(answer.stdout)
+    assert figures["score"] >= 0.75
+    assert (figures["starts"], figures["syncs"]) == (1, 41)  # the warm-started policy, and one after each of 40 steps
+    assert figures["difference"] < 1e-3
+    assert figures["seconds"] < 2
+    assert figures["share"] < 0.02
 
 
 @pytest.mark.slow

@@ -276,6 +276,42 @@ def test_prompts_are_spread_over_engines_and_none_is_lost(
     assert two.token_ids_N.tolist() == alone.token_ids_N.tolist()
 
 
+def test_an_engine_whose_weights_are_shared_by_two_workers_says_the_same(
+    folder: Path, checkpoint: Callable[[Policy], Path]
+) -> None:
+    policy, other, prompts = random_policy(0), random_policy(1), some_prompts(3, 40)
+    halves = new_sampler(folder / "halves", [], tensor_parallel_size=2)
+    try:
+        halves.use(other, checkpoint(other))
+        assert halves.use(policy, checkpoint(policy)).max_difference < 1e-4  # both halves were loaded in place
+        samples = sample(halves, prompts, params())
+    finally:
+        halves.close()
+    logprobs = np.split(samples.sampler_logprobs_N, samples.offsets[1:-1])
+    for i, completion in enumerate(completions(samples)):
+        expected = logprobs_by_definition(policy, prompts[i // NUM_SAMPLES], completion, params())
+        np.testing.assert_allclose(logprobs[i], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="sleeping is for GPUs: vLLM's CPU build has none")
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_engine_that_slept_gives_the_gpu_back_and_the_same_bytes(
+    folder: Path, checkpoint: Callable[[Policy], Path], level: int
+) -> None:
+    policy, prompts = random_policy(0), some_prompts(3, 40, 1, 17)
+    sleeper = new_sampler(folder / f"level-{level}", [], sleep_level=level, gpu_memory_utilization=0.3)
+    try:
+        sleeper.use(policy, checkpoint(policy))
+        awake = torch.cuda.mem_get_info()[0]
+        first = sample(sleeper, prompts, params())  # it sleeps from here on
+        assert torch.cuda.mem_get_info()[0] - awake > 0.2 * torch.cuda.mem_get_info()[1]
+        assert sleeper.use(policy, checkpoint(policy)).is_new is (level == 2)  # level 2 has dropped the weights
+        second = sample(sleeper, prompts, params())
+    finally:
+        sleeper.close()
+    assert first.token_ids_N.tolist() == second.token_ids_N.tolist()
+
+
 def test_a_run_that_is_told_to_stop_does_not_wait_for_the_generation(
     sampler: VllmSampler, checkpoint: Callable[[Policy], Path]
 ) -> None:
