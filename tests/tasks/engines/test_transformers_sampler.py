@@ -238,6 +238,8 @@ def test_a_completion_ends_by_length_where_the_context_ends_and_its_neighbours_a
     assert max(positions) == 127  # of a context of 128, also where rows that have ended stay in the batch
     found = sample(policy, [long, short], params(max_tokens=20))
     assert found.token_ids_N.tolist() == kept.token_ids_N.tolist()
+    alone = sample(policy, [long], params(max_tokens=20))
+    assert alone.token_ids_N.tolist() == np.concatenate(completions(found)[:NUM_SAMPLES]).tolist()
     monkeypatch.setattr(policy.model.config, "max_position_embeddings", 256)  # weights and positions stay what they are
     free = sample(policy, [long, short], params(max_tokens=20))
     # 120 of 128 leave 8 tokens, 5 leave more than the 20 asked for
@@ -248,5 +250,3 @@ def test_a_completion_ends_by_length_where_the_context_ends_and_its_neighbours_a
     lengths_R = np.diff(found.offsets)
     assert max(lengths_R[:NUM_SAMPLES]) == 8
     assert max(lengths_R[NUM_SAMPLES:]) == 20  # both limits were met, so both were checked
-    alone = sample(policy, [long], params(max_tokens=20))
-    assert alone.token_ids_N.tolist() == np.concatenate(completions(found)[:NUM_SAMPLES]).tolist()
