@@ -51,7 +51,7 @@ class Stored:
         ids = {"rollout_id": self.rollout_id, "group_id": self.group_id}
         text = ("prompt_id", "text", "finish_reason", "policy", "sampler", "decoding")
         numbers = ("seed", "temperature", "top_p", "max_tokens", "epoch")
-        told = ("trainer_logprobs", "entropies", "reference_logprobs", "values")
+        told = ("trainer_logprobs", "entropies", "kept_mass", "reference_logprobs", "values")
         return {
             "rollouts": lambda: (
                 ids
