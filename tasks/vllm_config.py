@@ -34,8 +34,8 @@ class VllmConfig:
     """What an engine does while others use its GPU: 0 stays; 1 moves its weights to the host's memory and drops its
     cache; 2 drops both, and loads the weights again. CUDA only."""
     max_sync_difference: NonNegative = 0.0
-    """Largest difference of log-probabilities, in nats, that the check of loaded weights allows; 0 takes that of
-    sampler.dtype (tasks/engines/weight_sync.py)."""
+    """Largest difference of log-probabilities, in nats, that the check of loaded weights allows, and 8 times the
+    largest mean; 0 takes that of sampler.dtype (tasks/engines/weight_sync.py)."""
     start_timeout_seconds: PositiveFloat = 900.0
     """How long an engine may take to start."""
     endpoints: tuple[str, ...] = ()

@@ -41,9 +41,9 @@ def test_the_probe_is_the_same_each_time_and_fits_the_context() -> None:
 
 def test_equal_weights_pass_with_their_differences(two: Policy, earlier: Path) -> None:
     said = trainer_logprobs(two, PROBES)
-    said[0] = said[0] + np.float32(0.001)
+    said[0] = said[0] + np.float32(0.0008)
     gap = refuse_stale(two, PROBES, {"vLLM": said}, tolerance=0.002, earlier=earlier)
-    np.testing.assert_allclose(gap, np.repeat([0.001, 0, 0, 0], 23), atol=1e-6)  # 4 probes of 24 tokens: 23 each
+    np.testing.assert_allclose(gap, np.repeat([0.0008, 0, 0, 0], 23), atol=1e-6)  # 4 probes of 24 tokens: 23 each
 
 
 def test_the_trainers_logprobs_are_those_of_the_model_as_it_is(two: Policy) -> None:
@@ -91,10 +91,19 @@ def test_the_refusal_says_where_how_far_and_what_to_do(two: Policy) -> None:
     with pytest.raises(StaleWeights) as caught:
         refuse_stale(two, PROBES, {"The server http://a": said}, tolerance=0.002, earlier=None)
     assert "The server http://a does not sample from the policy" in str(caught.value)
-    assert "92 probe tokens within 0.002 nats" in str(caught.value)
+    assert "92 probe tokens within 0.002 nats of the trainer's (0.00025 on average)" in str(caught.value)
     assert "difference of 1.25 (probe 2, token 5; mean 0.0136)" in str(caught.value)  # 1.25 / 92
     assert "unknown, there are no earlier weights to compare with" in str(caught.value)
     assert "sampler.vllm.max_sync_difference" in str(caught.value)
+
+
+def test_many_small_differences_are_refused_where_one_would_pass(two: Policy) -> None:
+    said = [logprobs + np.float32(0.001) for logprobs in trainer_logprobs(two, PROBES)]  # half of the largest allowed
+    with pytest.raises(StaleWeights, match=r"a difference of 0\.001 .* mean 0\.001\)"):
+        refuse_stale(two, PROBES, {"vLLM": said}, tolerance=0.002, earlier=None)
+    said[1:] = trainer_logprobs(two, PROBES)[1:]
+    said[0][6:] = trainer_logprobs(two, PROBES)[0][6:]  # 6 of 92 tokens: 0.000065 on average
+    assert refuse_stale(two, PROBES, {"vLLM": said}, tolerance=0.002, earlier=None).max() < 0.002
 
 
 def test_a_logprob_that_is_not_finite_is_no_agreement(two: Policy) -> None:
