@@ -19,7 +19,7 @@ class VllmConfig:
     gpu_memory_utilization: Share = 0.9
     """Share of a GPU's memory that an engine takes; lower it where the trainer uses the same GPU and sleep_level is 0.
     vLLM: 0.9."""
-    kv_cache_gib: PositiveFloat = 1.0
+    kv_cache_gib: Positive = 1
     """Memory for keys and values on a CPU, in GiB."""
     max_model_len: Count = 0
     """Most tokens of prompt and completion that an engine makes room for; 0: prompts.max_tokens + sampler.max_tokens,

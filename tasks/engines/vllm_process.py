@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 LOG_LINES = 30
 """Lines of an engine's log that an error shows."""
@@ -27,7 +29,7 @@ class EngineSettings:
     max_model_len: int
     tensor_parallel_size: int
     gpu_memory_utilization: float
-    kv_cache_gib: float
+    kv_cache_gib: int
     max_num_seqs: int
     max_num_batched_tokens: int
     enforce_eager: bool
@@ -94,17 +96,20 @@ class EngineProcess:
         timeout: float | None = None,
     ) -> Any:
         """The method's result. Raises EngineDied when the process has ended, EngineError when the method failed."""
+        self._hear(method, lambda: self._connection.send((method, arguments)))
+        while True:
+            if timeout is not None and not wait([self._connection], timeout):
+                raise EngineDied(f"vLLM did not answer {method!r} within {timeout:g} s", self._log_end())
+            kind, value = self._hear(method, self._connection.recv)
+            if kind == "result":
+                return value
+            if kind == "error":
+                raise EngineError(f"vLLM failed in {method!r}: {value}{self._log_end()}")
+            progress(value)
+
+    def _hear(self, method: str, talk: Callable[[], T]) -> T:
         try:
-            self._connection.send((method, arguments))
-            while True:
-                if timeout is not None and not wait([self._connection], timeout):
-                    raise EngineDied(f"vLLM did not answer {method!r} within {timeout:g} s", self._log_end())
-                kind, value = self._connection.recv()
-                if kind == "result":
-                    return value
-                if kind == "error":
-                    raise EngineError(f"vLLM failed in {method!r}: {value}{self._log_end()}")
-                progress(value)
+            return talk()
         except (EOFError, OSError):
             what = f"vLLM's process {self.pid} {self._ending()} during {method!r}, log: {self.log}"
             raise EngineDied(what, self._log_end()) from None
@@ -142,7 +147,7 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
     """The engine's environment: this process's, and what vLLM reads."""
     set_here = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine: one schedule, the same each time
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(settings.kv_cache_gib))),
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the cores are shared with the trainer
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
