@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import training_worker  # noqa: F401  (puts the repository on sys.path)
 from numpy.typing import NDArray
-from training_worker import ROOT  # puts the repository on sys.path
 
 from tasks.engines.policy import Policy, character_tokenizer, make_tiny_policy, save_policy
-
-__all__ = ["CELLS", "ROOT", "Cell", "Size", "generate", "make_policy", "make_prompts", "parse_cell"]
 
 
 @dataclass(frozen=True, kw_only=True)

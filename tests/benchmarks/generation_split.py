@@ -1,11 +1,12 @@
-"""Where a generation's time goes, and what the check of the weights costs, by the tables of a quickstart on vLLM.
+"""Where the time of a generation goes, and what the check of the weights costs: the tables of a quickstart on vLLM.
 
-The run is the quickstart's, with Prefect, a shorter warm start and no benchmark. Medians over its steps, by SQL:
+The run is the quickstart's, with Prefect, a shorter warm start and no benchmark. Medians over its steps but the first,
+in which the engine is started:
 
     read, sync, sampling, text, write   of the table generations
     commit       what else the stage's own time holds: its key, contracts, digests, fsync, the log
     next stage   from the end of the stage to the beginning of the next one: Prefect's tasks
-    other/sampling   everything but sync and sampling, over the sampling
+    step         from the beginning of the generation to the end of the training
 """
 
 import os
@@ -30,13 +31,13 @@ WITH stages AS (
 SELECT g.read_seconds, g.sync_seconds, g.sampling_seconds, g.text_seconds, g.write_seconds,
        s.seconds - (g.read_seconds + g.sync_seconds + g.sampling_seconds + g.text_seconds + g.write_seconds),
        v.begin - s.done, t.done - s.begin, g.num_tokens,
-       CASE WHEN w.is_new THEN w.export_seconds + w.reload_seconds END, CASE WHEN w.is_new THEN w.check_seconds END
+       w.export_seconds + w.reload_seconds, w.check_seconds
 FROM generations g
 JOIN weight_syncs w ON w.step = g.step AND w.purpose = 'train'
 JOIN stages s ON s.step = g.step AND s.stage = 'generation'
 JOIN stages v ON v.step = g.step AND v.stage = 'verification'
 JOIN stages t ON t.step = g.step AND t.stage = 'training'
-WHERE g.purpose = 'train' AND w.num_starts = 0 ORDER BY g.step
+WHERE g.purpose = 'train' AND w.is_new AND w.num_starts = 0 ORDER BY g.step
 """
 
 
@@ -58,9 +59,8 @@ def split_table(steps: int) -> None:
         sum(values) for values in zip(*(split[part] for part in ("read", "text", "write", "commit")), strict=True)
     ]
     with_prefect = [a + b for a, b in zip(inside, split["next stage"], strict=True)]
-    print(
-        f"\na generation of the quickstart on vLLM, {median(num_tokens):.0f} tokens, medians of {len(rows)} steps (ms):"
-    )
+    facts = f"{median(num_tokens):.0f} tokens, medians over {len(rows)} steps"
+    print(f"\na generation of the quickstart on vLLM, {facts} (ms):")
     print("".join(f"{part:>11}" for part in (*PARTS, "step")))
     print("".join(f"{median(values) * 1e3:>11.1f}" for values in (*split.values(), whole)))
 
