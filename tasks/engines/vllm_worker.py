@@ -64,6 +64,10 @@ class Worker:
 
         return {"version": vllm.__version__, "is_cpu": self.is_cpu, "sleeps": self.sleeps, "pid": os.getpid()}
 
+    def has_lost_a_part(self) -> bool:
+        """Whether a process of vLLM's own died (tensor-parallel workers): this engine will not answer again."""
+        return bool(getattr(self.llm.llm_engine.model_executor, "is_failed", False))
+
     def load(self, folder: str) -> None:
         """Replace the weights in place by those of a checkpoint of the same shape, and forget every cached prefix."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
@@ -181,6 +185,8 @@ def serve(connection: Connection) -> None:
                 answer = getattr(worker, name)(*arguments)
         except Exception as error:
             traceback.print_exc()
+            if worker is not None and worker.has_lost_a_part():
+                return  # the parent meets the end of the stream, and starts another engine
             connection.send(("error", f"{type(error).__name__}: {error}"))
         else:
             connection.send(("result", answer))
