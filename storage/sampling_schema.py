@@ -89,7 +89,9 @@ GENERATIONS = Table(
         _c("num_tokens", INT64, "Completion tokens."),
         _c("num_prompt_tokens", INT64, "Prompt tokens, counted once a completion."),
         _c("num_cached_prompt_tokens", INT64, "Those found in the engine's prefix cache.", is_measurement=True),
-        _c("num_restarts", INT32, "Times the engine died and was started again.", is_measurement=True),
+        _c(
+            "num_restarts", INT32, "Times the engine died while it sampled, and was started again.", is_measurement=True
+        ),
         _c("read_seconds", FLOAT64, "Reading the prompts and the policy.", is_measurement=True),
         _c("sync_seconds", FLOAT64, "Handing the weights to the engine, and the check of them.", is_measurement=True),
         _c("sampling_seconds", FLOAT64, "Waiting for the engine's completions.", is_measurement=True),
@@ -107,7 +109,7 @@ WEIGHT_SYNCS = Table(
         _c("policy", TEXT, "Policy whose weights were checked: policies.policy."),
         _c("engine", TEXT, "Engine that holds them."),
         _c("dtype", TEXT, "The engine's weights and activations: fp32 or bf16."),
-        _c("tolerance", FLOAT64, "Largest difference allowed, in nats."),
+        _c("tolerance", FLOAT64, "Largest difference allowed, in nats.", is_measurement=True),
         _c("num_tokens", INT32, "Probe tokens compared, over all engines.", is_measurement=True),
         _c("max_difference", FLOAT64, "Largest |trainer - engine| of a log-probability, in nats.", is_measurement=True),
         _c("mean_difference", FLOAT64, "Mean |trainer - engine|, in nats.", is_measurement=True),

@@ -236,6 +236,12 @@ def _contradictions(experiment: Experiment) -> list[str]:
             f"train.updates_per_step: expected at most prompts_per_step = {experiment.prompts_per_step} (each update "
             f"takes whole groups), got {experiment.train.updates_per_step}"
         )
+    needed = experiment.prompts.max_tokens + experiment.sampler.max_tokens
+    if 0 < experiment.sampler.vllm.max_model_len < needed:
+        problems.append(
+            f"sampler.vllm.max_model_len: expected 0 or at least prompts.max_tokens + sampler.max_tokens = {needed} "
+            f"(it makes room, and cuts nothing), got {experiment.sampler.vllm.max_model_len}"
+        )
     return problems + _sampler_problems(experiment.sampler)
 
 

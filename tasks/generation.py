@@ -73,6 +73,7 @@ def generation(
     seeds = completion_seeds(derive_seed(seed, decoding), len(chosen) * num_samples)
     params, progress = SamplingParams(**how), context.progress
     samples = machine.sample(asked, num_samples=num_samples, seeds_R=seeds, params=params, progress=progress)
+    sync = context.samplers.sync if samples.num_restarts else sync  # new engines, and a check of their weights
     clock.stop("sampling")
     texts = held.tokenizer.batch_decode(np.split(samples.token_ids_N, samples.offsets[1:-1]), skip_special_tokens=True)
     clock.stop("text")

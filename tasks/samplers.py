@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tasks.engines.vllm_sampler import Fleet, VllmSampler
     from tasks.engines.weight_sync import WeightSync
 
-PER_CALL = ("temperature", "top_p", "max_tokens", "batch_tokens")
+PER_CALL = ("temperature", "top_p", "batch_tokens")
 """Keys of a sampler that one engine serves with any value."""
 
 
@@ -64,6 +64,11 @@ class Samplers:
             longest = {"max_prompt_tokens": self.max_prompt_tokens, "note": self.note}
             self._kept, self._settings = VllmSampler(self._fleet(config), config, **longest), settings
         return self._kept, self._kept.use(policy, folder)
+
+    @property
+    def sync(self) -> "WeightSync | None":
+        """The check of the weights that the kept engines hold."""
+        return self._kept.held.sync if self._kept is not None and self._kept.held is not None else None
 
     def close(self) -> None:
         """End the engines that were started."""

@@ -47,7 +47,7 @@ def export_checkpoint(policy: Policy, folder: Path, target: Path, *, dtype: str,
     """
     is_tied = bool(getattr(policy.model.config, "tie_word_embeddings", False))
     if not is_tied and not copies:
-        return folder
+        return folder.resolve()
     target.mkdir(parents=True)
     for file in folder.iterdir():
         if file.suffix != ".safetensors" and file.name not in ("config.json", INDEX):

@@ -44,6 +44,7 @@ class EngineFleet:
     def start(self, policy: Policy, export: Path, max_model_len: int) -> int:
         if self.engines:
             return 0
+        _give_back_cached_memory()
         settings = EngineSettings(
             folder=str(export),
             dtype=self.config.dtype,
@@ -66,6 +67,8 @@ class EngineFleet:
         return count
 
     def wake(self) -> bool:
+        if self.is_asleep:
+            _give_back_cached_memory()
         if self.is_asleep and self.config.vllm.sleep_level == 1:
             self._each(lambda engine: engine.call("wake", None))
             self.is_asleep = False
@@ -134,6 +137,14 @@ class EngineFleet:
             except BaseException:
                 self.close()
                 raise
+
+
+def _give_back_cached_memory() -> None:
+    """Blocks that torch keeps after training, on a GPU that an engine is about to use as well."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _devices_of_engines(count: int, size: int) -> list[tuple[str, ...]]:

@@ -22,7 +22,8 @@ PROBE_SEQUENCES, PROBE_TOKENS, PROBE_SEED = 4, 24, 20250918
 TOLERANCES = {"fp32": 2e-3, "bf16": 2.0}
 """Largest difference of a probe token's log-probability, in nats, by the engine's dtype. Equal weights differ by 1e-6
 (the tiny policy) and 5e-5 (SmolLM2-135M) in fp32, and by 0.6 in bf16: random tokens are unlikely ones, whose logits are
-coarse there."""
+coarse there. So wide a tolerance finds weights that were never loaded or are another model's; weights that are a small
+step old it cannot tell from rounding."""
 MEAN_SHARE = 1 / 8
 """The mean may be this share of it. Equal weights: 1e-5 in fp32, 0.09 in bf16 (SmolLM2-135M)."""
 

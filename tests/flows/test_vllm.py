@@ -130,6 +130,10 @@ def test_an_engine_killed_in_the_middle_of_a_step_changes_nothing(
     assert len(set(calls)) == 2  # one engine, and the one that took its place
     assert f"vLLM's process {calls[3]} was ended by signal 9 (SIGKILL) during 'sample'" in capsys.readouterr().err
     assert query(data, "SELECT sum(num_restarts) FROM generations") == [(1,)]
+    restarted = (
+        "SELECT is_new, num_starts FROM weight_syncs JOIN generations USING (step, purpose, label) WHERE num_restarts"
+    )
+    assert query(data, restarted) == [(True, 1)]  # the check of the weights in the new engine
     assert contents(data) == contents(sampled)
 
 
