@@ -47,8 +47,8 @@ def evaluate_policy(
 ) -> None:
     """Sample k times and decode greedily on every benchmark; one row of scores for each."""
     settings = experiment.evaluation
-    sampler = dataclasses.replace(experiment.sampler, temperature=settings.temperature)
-    counts = {"sampled": settings.num_samples, "greedy": 1 if settings.greedy else 0}
+    sampler = dataclasses.replace(experiment.sampler, temperature=settings.temperature or 1.0)
+    counts = {"sampled": 4 if settings.num_samples is None else settings.num_samples, "greedy": int(settings.greedy)}
     for name, source in sources.benchmarks.items():
         verifier = get_verifier(get_dataset(name, "benchmarks").verifier)
         asked = benchmark_prompts(run, experiment, source, tokenizer, step=step)

@@ -1,6 +1,6 @@
 """The tables of prompts and of what was sampled from them; see schema.py, which has all tables."""
 
-from storage.table import FLAG, FLAGS, FLOAT64, FLOATS, INT32, INT64, TEXT, TOKENS, Table
+from storage.table import FLAG, FLAGS, FLOAT64, FLOATS, INT32, INT64, TEXT, TEXTS, TOKENS, Table
 from storage.table import column as _c
 
 PROMPT_ID = _c("prompt_id", TEXT, "dataset/split/row, for example gsm8k/train/000042.")
@@ -20,6 +20,10 @@ PROMPTS = Table(
         _c("template", TEXT, "How the text was made: the checkpoint's chat template (its digest) or plain."),
         _c("prompt_text", TEXT, "The rendered prompt, as the policy reads it."),
         _c("prompt_token_ids", TOKENS, "The prompt's tokens under the policy's tokenizer."),
+        _c("question", TEXT, "The question alone: no template, instruction or options.", nullable=True, since=5),
+        _c("options", TEXTS, "Texts of the options A, B, ... of a multiple choice.", nullable=True, since=5),
+        _c("subject", TEXT, "Subject, where the dataset has subjects.", nullable=True, since=5),
+        _c("level", TEXT, "Level of difficulty, where the dataset has levels.", nullable=True, since=5),
         _c("answer", TEXT, "Gold answer, in the verifier's canonical form."),
         _c("verifier", TEXT, "Name of the verifier that judges completions of this prompt."),
     ),
@@ -42,13 +46,15 @@ DROPPED_PROMPTS = Table(
 
 SHARED_PROMPTS = Table(
     name="shared_prompts",
-    row="one prompt of a benchmark that is also a training prompt",
+    row="one prompt of a benchmark that shares its words with a training prompt",
     key=("benchmark_prompt_id", "prompt_id"),
     since=2,
     columns=(
         _c("benchmark_prompt_id", TEXT, "The benchmark's prompt_id."),
         _c("prompt_id", TEXT, "prompt_id of the training prompt."),
-        _c("prompt_text", TEXT, "The text of both."),
+        _c("prompt_text", TEXT, "The benchmark's question."),
+        _c("kind", TEXT, "'exact' (the same words) or '13-gram' (13 words in a row).", nullable=True, since=5),
+        _c("num_shared_ngrams", INT32, "Different 13-grams that both contain.", nullable=True, since=5),
     ),
 )
 

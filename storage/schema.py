@@ -16,12 +16,13 @@ from storage.sampling_schema import (
     SHARED_PROMPTS,
     WEIGHT_SYNCS,
 )
+from storage.scoring_schema import SCORE_PARTS, SCORE_PASSES, SCORE_STATUSES, SCORES, VERDICTS
 from storage.table import FLAG, FLAGS, FLOAT64, FLOATS, INT32, INT64, TEXT, TOKENS, Column, Table
 from storage.table import column as _c
 
 __all__ = ["FLAGS", "FLOATS", "LINK_COLUMNS", "SCHEMA_VERSION", "TABLES", "TOKENS", "Column", "Table"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 LINK_COLUMNS = (
     _c("run", TEXT, "The run that made or used the row (the experiment's `run` key)."),
@@ -34,22 +35,6 @@ LINK_COLUMNS = (
     ),
 )
 """Columns that every view has in front, attached by the catalogue."""
-
-VERDICTS = Table(
-    name="verdicts",
-    row="one completion judged by one verifier version",
-    key=("rollout_id", "verifier", "verifier_version"),
-    columns=(
-        ROLLOUT_ID,
-        GROUP_ID,
-        _c("verifier", TEXT, "Name of the verifier."),
-        _c("verifier_version", INT32, "Its version."),
-        _c("status", TEXT, "correct, wrong, unparseable, truncated, timeout, out_of_memory or crashed."),
-        _c("reward", FLOAT64, "Reward; NULL when no verdict was reached: never a silent 0.", nullable=True),
-        _c("extracted_answer", TEXT, "What the verifier took as the answer; NULL when it found none.", nullable=True),
-        _c("seconds", FLOAT64, "Time of the judgement, in seconds.", is_measurement=True),
-    ),
-)
 
 PREFIX_NODES = Table(
     name="prefix_nodes",
@@ -176,28 +161,6 @@ POLICIES = Table(
     ),
 )
 
-SCORES = Table(
-    name="scores",
-    row="one benchmark, policy and decoding",
-    key=("benchmark", "policy", "decoding"),
-    columns=(
-        _c("benchmark", TEXT, "Name of the benchmark."),
-        _c("policy", TEXT, "Policy scored."),
-        _c("decoding", TEXT, "'sampled' or 'greedy'."),
-        _c("n", INT32, "Prompts."),
-        _c("k", INT32, "Completions per prompt."),
-        _c("mean", FLOAT64, "Mean reward over prompts: avg@k.", nullable=True),
-        _c("stderr", FLOAT64, "Standard error of the mean, clustered by prompt.", nullable=True),
-        _c("pass_at_k", FLOAT64, "Share of prompts with at least one correct completion among k.", nullable=True),
-        _c("truncation_rate", FLOAT64, "Share of completions that ended by length."),
-        _c("num_unassigned", INT32, "Completions without a reward (NULL), left out of the mean."),
-        _c("scorer", TEXT, "Verifier and version."),
-        _c("prompt_hash", TEXT, "Digest of the prompts table that was scored."),
-        _c("dataset_revision", TEXT, "Revision of the dataset."),
-        _c("temperature", FLOAT64, "Sampling temperature; 0 for greedy."),
-    ),
-)
-
 DEMONSTRATIONS = Table(
     name="demonstrations",
     row="one completion to imitate in the warm start",
@@ -224,6 +187,7 @@ TABLES = {
     table.name: table
     for table in (
         PROMPTS, DROPPED_PROMPTS, SHARED_PROMPTS, ROLLOUTS, GENERATIONS, WEIGHT_SYNCS, VERDICTS, PREFIX_NODES,
-        SIGNALS, ADVANTAGES, UPDATES, UPDATE_GROUPS, POLICIES, SCORES, DEMONSTRATIONS, VOCABULARY,
+        SIGNALS, ADVANTAGES, UPDATES, UPDATE_GROUPS, POLICIES, SCORES, SCORE_PARTS, SCORE_PASSES, SCORE_STATUSES,
+        DEMONSTRATIONS, VOCABULARY,
     )
 }  # fmt: skip

@@ -10,6 +10,7 @@ INT32, INT64, FLOAT32, FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float6
 TOKENS = pa.list_(pa.field("element", INT32, nullable=False))
 FLOATS = pa.list_(pa.field("element", FLOAT32, nullable=False))
 FLAGS = pa.list_(pa.field("element", FLAG, nullable=False))
+TEXTS = pa.list_(pa.field("element", TEXT, nullable=False))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from storage.fingerprint import NOT_IDENTITY
 from tasks.bounds import Bounds, Count, Fraction, NonNegative, Positive, PositiveFloat, Share
+from tasks.verification_config import VerificationConfig
 from tasks.vllm_config import VllmConfig
 
 Estimator = Literal["tempo", "tempo_loo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "hepo", "prm_weighted", "ppo"]
@@ -45,6 +46,14 @@ class PromptsConfig:
     """Most tokens of a rendered prompt. The paper: 1024."""
     overlong: Literal["refuse", "drop"] = "refuse"
     """What to do with longer ones: refuse the dataset, or drop them and say how many."""
+    min_tokens: Positive = 1
+    """Fewest tokens of a rendered prompt; shorter ones are dropped."""
+    system: str = ""
+    """System message before every prompt; empty: none (a chat template may bring its own)."""
+    thinking: Literal["default", "on", "off"] = "default"
+    """The chat template's switch `enable_thinking` (Qwen3): left alone, on or off."""
+    few_shot: Count = 0
+    """Solved examples before every prompt, the same ones for all, drawn from the dataset's examples by its own seed."""
     limit: Positive | None = None
     """Use only this many rows, drawn without replacement by the dataset's own seed; absent: all."""
 
@@ -195,12 +204,12 @@ class TrainConfig:
 class EvaluationConfig:
     """How a policy is scored on each benchmark."""
 
-    num_samples: Count = 4
-    """Sampled completions per prompt (avg@k); 0 for greedy decoding only."""
+    num_samples: Count | None = None
+    """Sampled completions per prompt (avg@k); 0 for greedy decoding only; absent: each benchmark's own k."""
     greedy: bool = True
     """Also decode each prompt once greedily. The paper validates greedily."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature of the scored samples."""
+    temperature: PositiveFloat | None = None
+    """Sampling temperature of the scored samples; absent: each benchmark's own."""
     limit: Positive | None = None
     """Score only this many prompts of a benchmark; absent: all."""
 
@@ -266,6 +275,8 @@ class Experiment:
     """The learned critic, for estimators that need one."""
     train: TrainConfig = TrainConfig()
     """Updates."""
+    verification: VerificationConfig = field(default=VerificationConfig())
+    """Verdicts and rewards."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Scores."""
     contracts: ContractsConfig = field(default=ContractsConfig(), metadata=NOT_IDENTITY)

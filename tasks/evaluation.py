@@ -36,13 +36,18 @@ def evaluation(context: Context, *, benchmark: str, prompts: Part, rollouts: Par
             "k": [sampled.num_rows // num_prompts],
             "mean": [mean],
             "stderr": [None if stderr is None or math.isnan(stderr) else stderr],
+            "macro_mean": [None],
             "pass_at_k": [best],
+            "maj_at_k": [None],
             "truncation_rate": [float(truncated.mean())],
             "num_unassigned": [int((~has_reward).sum())],
             "scorer": [f"{judged.column('verifier')[0]}@{judged.column('verifier_version')[0]}"],
             "prompt_hash": [prompts.digest],
             "dataset_revision": [prompts.read(["revision"]).column("revision")[0].as_py()],
             "temperature": [first["temperature"]],
+            "top_p": [None],
+            "max_tokens": [None],
+            "sampler": [None],
         },
     )
     stderr = None if stderr is None or math.isnan(stderr) else stderr

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from storage.fingerprint import fingerprint
 from tasks.bounds import Bounds
 from tasks.config import Experiment, SamplerConfig
+from tasks.verification_config import reward_problems
 from tasks.vllm_config import endpoint_problems
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "deployments" / "experiments"
@@ -242,6 +243,7 @@ def _contradictions(experiment: Experiment) -> list[str]:
             f"sampler.vllm.max_model_len: expected 0 or at least prompts.max_tokens + sampler.max_tokens = {needed} "
             f"(it makes room, and cuts nothing), got {experiment.sampler.vllm.max_model_len}"
         )
+    problems += reward_problems(experiment.verification.rewards.unassigned)
     return problems + _sampler_problems(experiment.sampler)
 
 

@@ -16,6 +16,7 @@ def separation(context: Context, *, prompts: Part, benchmark: Part, allow_benchm
     scored = benchmark.read(["prompt_id", "prompt_text"]).rename_columns(["benchmark_prompt_id", "prompt_text"])
     shared = scored.join(training, "prompt_text", join_type="inner")
     columns = {name: shared.column(name) for name in ("benchmark_prompt_id", "prompt_id", "prompt_text")}
+    columns |= {"kind": ["exact"] * shared.num_rows, "num_shared_ngrams": [None] * shared.num_rows}
     context.staging.add_table("shared_prompts", columns)
     num_shared = pc.count_distinct(shared.column("benchmark_prompt_id")).as_py()
     return {"num_prompts": scored.num_rows, "num_shared": num_shared}

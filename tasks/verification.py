@@ -35,6 +35,8 @@ def verification(context: Context, *, rollouts: Part, prompts: Part, verifier: s
             "status": [str(judgement.status) for judgement in judgements],
             "reward": rewards,
             "extracted_answer": [judgement.extracted_answer for judgement in judgements],
+            "failure": [None] * len(rows),
+            "num_attempts": [1] * len(rows),
             "seconds": seconds,
         },
     )

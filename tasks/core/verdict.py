@@ -5,7 +5,7 @@ timeout, out_of_memory and crashed. Those three say nothing about the completion
 verdicts table: unassigned) and never a silent 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -34,6 +34,9 @@ class Status(StrEnum):
     """The verifier raised or its process died."""
 
 
+FAILURES = (Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.CRASHED)
+"""Statuses that say something of the verifier, and nothing of the completion."""
+
 REWARDS: Mapping[Status, float | None] = MappingProxyType(
     {
         Status.CORRECT: 1.0,
@@ -59,6 +62,26 @@ class Judgement:
     None when there is no answer. Otherwise None: an answer cut short is no answer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two answers that text alone cannot tell apart or call equal: an algebra system has the word.
+
+    It runs in a process of its own (tasks/engines/verifier_pool.py), and its word becomes a judgement by `judgement`.
+    """
+
+    answer: str
+    """The completion's answer, normalized, bounded in length."""
+    gold: str
+    """The gold answer, normalized in the same way."""
+
+    def judgement(self, is_equal: bool | None) -> Judgement:
+        """The judgement: equal, different, or (None) an answer that the algebra system cannot read."""
+        if is_equal is None:
+            return unparseable(self.answer)
+        status = Status.CORRECT if is_equal else Status.WRONG
+        return Judgement(status=status, extracted_answer=self.answer[:MAX_EXTRACTED_CHARACTERS])
+
+
 class Verifier(Protocol):
     """Compares completions with gold answers: deterministic, linear in the completion's length, evaluating nothing."""
 
@@ -67,9 +90,12 @@ class Verifier(Protocol):
     version: int
     """Raised whenever any completion would be judged differently; verdicts of both versions then stand side by side."""
 
-    def judge(self, completion: str, answer: str, *, is_truncated: bool) -> Judgement:
+    def judge(
+        self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()
+    ) -> Judgement | Comparison:
         """Judge `completion` against the gold `answer`; `is_truncated` says that the length limit ended the completion.
 
+        `options` are the texts of a multiple choice, A first; verifiers of other tasks ignore them.
         Errors: ValueError where check_answer would raise; never on account of the completion.
         """
         ...

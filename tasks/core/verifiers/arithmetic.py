@@ -1,5 +1,7 @@
 """The verifier of the built-in arithmetic task (tasks/core/arithmetic.py)."""
 
+from collections.abc import Sequence
+
 from tasks.core.verdict import Judgement, Status, unparseable
 
 _DIGITS = frozenset("0123456789")
@@ -23,7 +25,7 @@ class ArithmeticVerifier:
     name = "arithmetic"
     version = 1
 
-    def judge(self, completion: str, answer: str, *, is_truncated: bool) -> Judgement:
+    def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
         self.check_answer(answer)
         if is_truncated:

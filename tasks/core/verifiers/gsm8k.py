@@ -1,6 +1,7 @@
 """The verifier of GSM8K and of every other task whose answer is an integer."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tasks.core.verdict import Judgement, Status, unparseable
@@ -67,7 +68,7 @@ class Gsm8kVerifier:
     name = "gsm8k"
     version = 1
 
-    def judge(self, completion: str, answer: str, *, is_truncated: bool) -> Judgement:
+    def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
         self.check_answer(answer)
         found = _find_answer(completion.rpartition("</think>")[2])
