@@ -28,8 +28,8 @@ ATTEMPTS = 2
 """Attempts of a pair that runs out of time or memory, or that math-verify fails on."""
 KILLED_ATTEMPTS = 4
 """Attempts of a pair whose worker was killed, not by us: that says less of the pair."""
-MAX_STARTS = 2
-"""Times in a row that a worker's process may fail to start."""
+MAX_STARTS, MAX_KILLED_STARTS = 2, 20
+"""Times in a row that a worker's process may fail to start, and that it may be killed while it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,9 @@ class VerifierPool:
         for job in left:
             job.future.cancel()
         for driver in self._drivers:
-            driver.process.end()
+            driver.process.interrupt()
             driver.join(timeout=5)
+            driver.process.close()
         atexit.unregister(self.close)
 
     @property
@@ -204,7 +205,7 @@ class _Driver(threading.Thread):
                 self.num_failed_starts += 1
                 self.pool.put_back(list(self.in_flight.values()))
                 self.in_flight.clear()
-                if self.num_failed_starts >= MAX_STARTS:
+                if self.num_failed_starts >= (MAX_KILLED_STARTS if error.was_killed else MAX_STARTS):
                     self.pool.give_up(error)
                     return
             except Exception as error:  # a bug of ours must not leave anybody waiting for ever

@@ -18,7 +18,10 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 class WorkerFailed(RuntimeError):
-    """A worker's process cannot be started."""
+    """A worker's process could not be started."""
+
+    was_killed = False
+    """Whether a signal ended it: it may start when it is tried again."""
 
 
 class VerifierProcess:
@@ -30,7 +33,7 @@ class VerifierProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._requests = self._answers = -1
         self._unread, self._generation = b"", 0
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this)
 
     @property
     def pid(self) -> int | None:
@@ -72,7 +75,7 @@ class VerifierProcess:
         """Ask the nurse to kill the child that works now; a newer one is left alone."""
         assert self._process is not None
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ValueError):
             self._process.stdin.write(f"kill {self._generation}\n".encode())
             self._process.stdin.flush()
 
@@ -93,6 +96,18 @@ class VerifierProcess:
         os.close(self._answers)
         self._unread = b""
         return {"code": code or -1}  # a nurse never ends by itself
+
+    def interrupt(self) -> None:
+        """Make nurse and child end, from any thread: whoever waits for `facts` is told."""
+        process = self._process
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
+    def close(self) -> None:
+        """End the process for good."""
+        self.end()
+        self._log.close()
 
     def _start(self) -> None:
         """Start a nurse and wait for its first child. Raises WorkerFailed with the end of its log."""
@@ -116,14 +131,17 @@ class VerifierProcess:
         read = os.read(self._answers, 2**16) if ready else b""
         if not read:
             ended = self.end()
-            raise WorkerFailed(
+            error = WorkerFailed(
                 f"the process that compares answers with math-verify did not start (code {ended['code']}): expected "
                 f"math-verify in {sys.executable}; its last words: {self._last_words()}. Install what pyproject.toml "
                 "lists (make setup), or choose a verifier that needs no algebra"
             )
+            error.was_killed = ended["code"] < 0
+            raise error
         self._generation = json.loads(read.split(b"\n")[0])["started"]
 
     def _last_words(self) -> str:
-        self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(self._log.tell() - 2000, 0))
-        return self._log.read().decode(errors="replace").strip() or "none"
+        """The end of what it wrote to standard error; of a traceback the last line."""
+        self._log.seek(max(self._log.seek(0, os.SEEK_END) - 2000, 0))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "none"
