@@ -1,15 +1,19 @@
-"""The process that compares answers with math-verify: a nurse, and a child that it forks and forks again.
+"""The processes that compare answers by algebra: run as `python -m`, with the descriptors of three streams.
 
-The nurse imports math-verify once, which takes a second; a child that was killed is followed by a fresh one within
-milliseconds. Requests and answers are JSON lines, each shorter than what a pipe takes at once, so that a kill tears
-none; ids are never used twice, so that an answer to a request that was given up is recognised.
+This process imports math-verify once and forks a child that compares: a child that is killed, runs out of memory or
+crashes is replaced in milliseconds. The parent's side is tasks/engines/verifier_process.py.
 
-Only math-verify's LaTeX parser is used. Its other one (ExprExtractionConfig) hands text to sympy.parse_expr, which is
-Python's eval. Its own time limits are alarms that work in one thread only, and are off: the parent has the clock.
+* control (parent to this process): `fork N` starts the child with the number N, `kill` ends it; the end of the stream
+  ends everything.
+* pairs (parent to child): one line of JSON each: child (its number), id, answer, gold. A line that does not parse, or
+  is for another child, is skipped: after a child's end the rest of what it was sent still stands in the pipe.
+* answers (from both to the parent): one line of JSON each, in one write that the system does not split.
+
+Of a child nothing more is read once its end is told.
 """
 
 import contextlib
-import functools
+import ctypes
 import gc
 import json
 import os
@@ -18,177 +22,152 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RECYCLED_AFTER = 2000
-"""Comparisons of one child; sympy's caches then start empty again."""
-MAX_MESSAGE = 300
-"""Characters of an error that are handed on."""
-WATCHED_EVERY = 0.02
-"""Seconds between two looks at the child's memory: what it can take meanwhile comes on top of its limit."""
-BACKSTOP = 4
-"""The kernel refuses allocations at this many times the limit, should they come faster than the nurse looks."""
-OUT_OF_MEMORY = "out_of_memory"
+from tasks.engines.algebra import Algebra
+
+MAX_MESSAGE_CHARACTERS = 300
+RETIRE_PAIRS = 5000
+"""Comparisons after which a child makes room for a fresh one: the LaTeX parser's tables only ever grow."""
+RETIRE_SHARE = 0.25
+"""Share of the memory limit that may stay taken between pairs."""
+WATCH_SECONDS = 1.0
+"""How often the process looks whether its parent is still there; that is for parents that were forked themselves, whose
+copies hold the control stream open."""
 
 
-def main() -> None:
-    """`python -m tasks.engines.verifier_worker REQUESTS ANSWERS MEMORY_MB`: two descriptors; stdin is the control."""
-    requests, answers, memory_mb = (int(argument) for argument in sys.argv[1:4])
-    os.set_inheritable(requests, False)
-    compare("\\frac{1}{2}+x", "x+\\frac{2}{4}")  # imports, and builds the parser's tables
-    gc.collect()
-    gc.freeze()  # what is loaded stays shared with the children
-    nurse(requests, answers, memory_mb * 2**20)
-
-
-def nurse(requests: int, answers: int, memory: int) -> None:
-    """Fork a child, wait for its end, tell it, and fork the next; until the parent is gone."""
-    awake, waker = os.pipe()
-    os.set_blocking(waker, False)
-    signal.set_wakeup_fd(waker)
+def serve(control: int, pairs: int, answers: int, memory_mb: int) -> None:
+    """Fork and end children as the parent says, until it is gone."""
+    algebra = Algebra()
+    algebra.warm_up()
+    gc.freeze()  # what is there now stays where it is: shared pages of the children
+    woken, wake = os.pipe()
+    for fd in (woken, wake):
+        os.set_blocking(fd, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for generation in range(sys.maxsize):
-        child = os.fork()
-        if child == 0:
-            with contextlib.suppress(KeyboardInterrupt):
-                work(requests, answers, memory, generation)
-            os._exit(0)
-        ended = watch(child, generation, awake, memory)
-        if ended is None:
-            return
-        drain(requests)
-        say(answers, {"ended": generation} | ended)
-
-
-def watch(child: int, generation: int, awake: int, memory: int) -> dict[str, Any] | None:
-    """How the child ended: {"code": exit code, or minus the signal, "reason": why we killed it}; None: no parent."""
-    base, reason = resident(child), ""
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    parent, child, number, unread = os.getppid(), 0, 0, b""
+    _tell(answers, event="ready")
     while True:
-        ready, _, _ = select.select([0, awake], [], [], WATCHED_EVERY)
-        if 0 in ready:
-            order = os.read(0, 4096)
-            if not order:
+        readable, _, _ = select.select([control, woken], [], [], WATCH_SECONDS)
+        if woken in readable:
+            os.read(woken, 4096)
+        if child and (ended := os.waitpid(child, os.WNOHANG)) != (0, 0):
+            code = os.waitstatus_to_exitcode(ended[1])
+            _tell(answers, event="ended", child=number, code=code)
+            child = 0
+        received = os.read(control, 4096) if control in readable else None
+        if received == b"" or os.getppid() != parent:
+            if child:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return None
-            if f"kill {generation}" in order.decode().splitlines():
-                os.kill(child, signal.SIGKILL)
-                reason = reason or "told"
-        if awake in ready:
-            os.read(awake, 4096)
-        if not reason and resident(child) > base + memory:
-            os.kill(child, signal.SIGKILL)
-            reason = OUT_OF_MEMORY
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return {"code": os.waitstatus_to_exitcode(status), "reason": reason}
+            return
+        *lines, unread = (unread + (received or b"")).split(b"\n")
+        for line in lines:
+            if line == b"kill" and child:
+                os.kill(child, signal.SIGKILL)  # not reaped yet: the id is still its own
+            elif line.startswith(b"fork ") and not child:
+                number, child = int(line[5:]), _fork(algebra, int(line[5:]), control, pairs, answers, memory_mb)
+                _tell(answers, event="started", child=number, pid=child)
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that a process has to itself (0 where the system has no /proc)."""
+def _fork(algebra: Algebra, number: int, control: int, pairs: int, answers: int, memory_mb: int) -> int:
+    nurse, pid = os.getpid(), os.fork()
+    if pid:
+        return pid
     try:
-        _, pages, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (OSError, ValueError):
-        return 0
-    return (int(pages) - int(shared)) * resource.getpagesize()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(control)
+        _end_with(nurse)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):  # whatever a library prints
+            os.dup2(nothing, fd)
+        _compare_all(algebra, number, pairs, answers, _limit_memory(memory_mb))
+    except MemoryError:
+        os._exit(2)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
 
 
-def drain(requests: int) -> None:
-    """Throw away what the dead child did not read: the parent asks again."""
-    os.set_blocking(requests, False)
-    with contextlib.suppress(BlockingIOError):
-        while os.read(requests, 2**16):
-            pass
-    os.set_blocking(requests, True)
+def _compare_all(algebra: Algebra, number: int, pairs: int, answers: int, room: int) -> None:
+    """Answer every pair that is sent to this child; returns when it should be replaced."""
+    before = _mapped_bytes()
+    for num_pairs, pair in enumerate(_requests(pairs, number), 1):
+        started = time.perf_counter()
+        answer: dict[str, Any] = {}
+        try:
+            answer["is_equal"] = algebra.compare(pair["answer"], pair["gold"])
+        except MemoryError as error:
+            answer |= {"failure": "out_of_memory", "message": f"MemoryError: {error}"}
+        except BaseException as error:
+            answer |= {"failure": "crashed", "message": _described(error)}
+        _tell(answers, child=number, id=pair["id"], seconds=time.perf_counter() - started, **answer)
+        has_grown = _mapped_bytes() - before > RETIRE_SHARE * room
+        if has_grown or num_pairs >= RETIRE_PAIRS or answer.get("failure") == "out_of_memory":
+            return
 
 
-def say(answers: int, fact: dict[str, Any]) -> None:
+def _requests(pairs: int, number: int) -> Iterator[dict[str, Any]]:
+    """The pairs for this child; ends with the parent."""
+    unread = b""
+    while received := os.read(pairs, 65536):
+        *lines, unread = (unread + received).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                pair = json.loads(line)
+                if isinstance(pair, dict) and pair.get("child") == number:
+                    yield pair
+
+
+def _tell(answers: int, **message: Any) -> None:
+    """Write a line; it begins with a line's end too, in case a child was killed while it wrote."""
+    os.write(answers, b"\n" + json.dumps(message).encode() + b"\n")
+
+
+def _described(error: BaseException) -> str:
     try:
-        os.write(answers, json.dumps(fact).encode() + b"\n")
-    except BrokenPipeError:
-        os._exit(0)
-
-
-def work(requests: int, answers: int, memory: int, generation: int) -> None:
-    """Answer requests, one line each, in order."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    die_with_parent()
-    os.close(0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    mapped = next((int(line.split()[1]) * 1024 for line in status_lines() if line.startswith("VmSize")), 0)
-    if mapped:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (mapped + BACKSTOP * memory, resource.RLIM_INFINITY))
-    say(answers, {"started": generation})
-    with os.fdopen(requests, "rb", closefd=False) as lines:
-        for _, line in zip(range(RECYCLED_AFTER), lines, strict=False):
-            with contextlib.suppress(json.JSONDecodeError):
-                request = json.loads(line)
-                say(answers, {"id": request["id"]} | judged(request["answer"], request["gold"]))
-
-
-def status_lines() -> list[str]:
-    try:
-        return Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return []
-
-
-def die_with_parent() -> None:
-    """Where Linux offers it: the nurse's end is the child's, even in the middle of a comparison."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def judged(answer: str, gold: str) -> dict[str, Any]:
-    """One comparison as the answer's fields."""
-    started = time.perf_counter()
-    try:
-        outcome: dict[str, Any] = {"is_equal": compare(answer, gold)}
-    except MemoryError as error:
-        outcome = {"failure": OUT_OF_MEMORY, "message": f"MemoryError: {error}"[:MAX_MESSAGE]}
-    except BaseException as error:  # math-verify's own time-out is one
-        outcome = {"failure": "crashed", "message": f"{type(error).__name__}: {error}"[:MAX_MESSAGE]}
-    return outcome | {"seconds": round(time.perf_counter() - started, 6)}
-
-
-def compare(answer: str, gold: str) -> bool | None:
-    """Whether math-verify finds the answer equal to the gold; None when it cannot read the answer."""
-    from math_verify import verify
-
-    read = parsed(answer)
-    if read is None:
-        return None
-    expected = parsed(gold)
-    return expected is not None and verify(expected, read, timeout_seconds=None, raise_on_error=True)
-
-
-@functools.lru_cache(maxsize=4096)
-def parsed(latex: str) -> Any:
-    """A sympy object, or None for text that is no LaTeX it knows. Golds repeat; answers of a group do, too.
-
-    What `math_verify.parse` does with the contents of a box, without its catch-all: there a MemoryError would pass as
-    "not readable", and so as a verdict.
-    """
-    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
-    from math_verify.parser import parse_latex_cached
-    from sympy import Basic, MatrixBase
-
-    config = NormalizationConfig(
-        basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
-    )
-    try:
-        found = parse_latex_cached(normalize_latex(latex, config=config))
-    except (MemoryError, RecursionError):
-        raise
+        text = str(error)
     except Exception:
-        return None
-    return found if isinstance(found, Basic | MatrixBase) else None
+        text = "(its message cannot be shown)"
+    return f"{type(error).__name__}: {text}"[:MAX_MESSAGE_CHARACTERS]
+
+
+def _limit_memory(memory_mb: int) -> int:
+    """Limit what this process may map beside what it has now; returns that room in bytes."""
+    room = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    mapped = _mapped_bytes()
+    if mapped:  # where that is not known, as on macOS, a limit is not enforced either
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + room, mapped + room))
+    with contextlib.suppress(OSError):  # if the machine runs out of memory, this process is the one to end
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    return room
+
+
+def _mapped_bytes() -> int:
+    """Address space of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _end_with(nurse: int) -> None:
+    """End this process when its parent ends, however that ends."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    else:  # elsewhere it looks for itself
+        signal.signal(signal.SIGALRM, lambda *_: os.getppid() == nurse or os._exit(1))
+        signal.setitimer(signal.ITIMER_REAL, WATCH_SECONDS, WATCH_SECONDS)
+    if os.getppid() != nurse:
+        os._exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    serve(*map(int, sys.argv[1:]))
