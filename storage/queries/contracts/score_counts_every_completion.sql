@@ -5,9 +5,8 @@ WITH passes AS (
     SELECT attempts, pass_at_k, pass_at_k - lag(pass_at_k) OVER (ORDER BY attempts) AS gain FROM score_passes)
 SELECT benchmark, decoding, n, k, num_unassigned, mean, stderr, macro_mean, pass_at_k, maj_at_k, truncation_rate,
        (SELECT list(p ORDER BY attempts) FROM passes p) AS passes,
-       (SELECT list({kind, prompts} ORDER BY kind) FROM (SELECT kind, sum(n) AS prompts FROM score_parts GROUP BY kind))
-           AS parts,
-       (SELECT sum(num_completions) FROM score_statuses) AS num_statuses
+       (SELECT list(p) FROM (SELECT kind, sum(n) AS n FROM score_parts GROUP BY kind) p) AS parts,
+       (SELECT list(p) FROM (SELECT status, num_completions FROM score_statuses) p) AS statuses
 FROM scores
 WHERE n * k <> (SELECT count(*) FROM rollouts)
    OR num_unassigned <> (SELECT count(*) FROM verdicts WHERE reward IS NULL)
