@@ -1,0 +1,51 @@
+"""Solved examples before a prompt: rows of a training split with their solutions."""
+
+import re
+from collections.abc import Callable
+
+from tasks.core.seeds import derive_seed
+from tasks.datasets import DatasetSource
+from tasks.registry import DATASETS
+from tasks.rows import Example
+from tasks.templates import Solved, asked
+
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+"""GSM8K's calls of a calculator, as in `48/2 = <<48/2=24>>24`."""
+
+
+def draw(source: DatasetSource, count: int) -> Callable[[DatasetSource, Example], list[Solved]]:
+    """Which solved examples stand before an example: the same `count` for all, drawn without replacement by a seed of
+    their own. An example among them gets the next one drawn in place of itself.
+
+    Raises ValueError for a split that is too small, and for rows without solutions.
+    """
+    import numpy as np
+
+    rows = source.examples()
+    if len(rows) <= count:
+        raise ValueError(
+            f"prompts.few_shot: expected less than the {len(rows)} rows of {source.dataset}, split {source.split}, got "
+            f"{count}"
+        )
+    chosen = np.random.default_rng(derive_seed(0, "prompts", "few_shot")).permutation(len(rows))[: count + 1]
+    drawn = [rows[i] for i in chosen]
+    if not all(example.solutions for example in drawn):
+        raise ValueError(f"prompts.few_shot: expected 0, for the rows of {source.dataset} bring no solutions")
+    dataset = DATASETS[source.dataset]
+    solved = {example.row_index: Solved(asked(dataset, example), boxed(example)) for example in drawn}
+
+    def before(prompts: DatasetSource, example: Example) -> list[Solved]:
+        is_same = (prompts.dataset, prompts.split) == (source.dataset, source.split)
+        return [each for row, each in solved.items() if not (is_same and row == example.row_index)][:count]
+
+    return before
+
+
+def boxed(example: Example) -> str:
+    r"""The example's first solution; GSM8K's `#### 72` becomes the box that the instruction asks for.
+
+    >>> boxed(Example(0, "48+24?", "72", ("48+24 = <<48+24=72>>72.\n#### 72",)))
+    '48+24 = 72.\n\\boxed{72}'
+    """
+    solution, mark, _ = example.solutions[0].rpartition("####")
+    return _CALCULATOR.sub("", solution) + f"\\boxed{{{example.answer}}}" if mark else example.solutions[0]
