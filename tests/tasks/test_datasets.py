@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import Experiment, PromptsConfig
+from tasks.core.overlap import Shared, find_shared
 from tasks.datasets import (
     DATASETS,
     BadDataset,
@@ -352,6 +353,15 @@ def test_every_second_row_of_gsm8k() -> None:
     experiment = Experiment(run="test", hub_root=str(HUB))
     assert len(load(experiment, "gsm8k", is_benchmark=False)) == 3737  # of 7473
     assert len(load(experiment, "gsm8k")) == 660  # of 1319
+
+
+@needs("gsm8k")
+def test_two_of_gsm8k_s_test_questions_share_13_words_with_training_questions_and_none_is_one() -> None:
+    experiment = Experiment(run="test", hub_root=str(HUB))
+    test, train = load(experiment, "gsm8k"), load(experiment, "gsm8k", is_benchmark=False)
+    shared = find_shared([example.question for example in test], [example.question for example in train])
+    # a plane for a train ("in 3 hours. At the same rate, ..."), and Max for Bella, who buy stamps
+    assert shared == [Shared(301, 657, False, 7), Shared(316, 10, False, 13)]
 
 
 @needs("gsm_hard")
