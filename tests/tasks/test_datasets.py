@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.run import find_sources
 from tasks.config import Experiment, PromptsConfig
-from tasks.core.overlap import Shared, find_shared
+from tasks.core.verifiers import VERIFIERS
 from tasks.datasets import (
     DATASETS,
     BadDataset,
@@ -28,7 +28,6 @@ from tasks.datasets import (
 from tasks.engines import hub
 from tasks.experiment import experiment_names, load_experiment
 
-HUB = Path(__file__).resolve().parents[3] / "shared" / "hub"
 Row = dict[str, Any]
 
 MATH = [
@@ -280,12 +279,27 @@ def test_revisions_are_commits_and_every_split_that_is_used_has_a_number_of_rows
             assert dataset.few_shot is None or DATASETS[dataset.few_shot].train_split
 
 
+def test_every_verifier_of_the_registry_exists() -> None:
+    assert {dataset.verifier for dataset in DATASETS.values()} <= set(VERIFIERS)
+
+
 def test_a_benchmark_is_no_training_set() -> None:
     assert get_dataset("math500", "benchmarks").eval_split == "test"
     with pytest.raises(
         ValueError, match=r"dataset: 'math500' is a benchmark, without a split.* gsm8k, math, medqa; did"
     ):
         get_dataset("math500", "dataset")
+
+
+@pytest.mark.parametrize("name", ["math-qwen3-1.7b-tempo", "medqa-qwen3-4b-grpo"])
+def test_the_paper_s_experiments_find_their_sets_in_a_mirror(tmp_path: Path, name: str) -> None:
+    for mirrored in LAYOUT:
+        mirror(tmp_path, mirrored)
+    overrides = ["policy=builtin/tiny-qwen3", "sampler.engine=transformers", "sampler.dtype=fp32"]
+    experiment = load_experiment(name, [*overrides, f"hub_root={tmp_path}"])
+    sources = find_sources(experiment)
+    assert sources.prompts.dataset == experiment.dataset
+    assert tuple(sources.benchmarks) == experiment.benchmarks
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -337,64 +351,3 @@ def test_sets_without_solved_examples_and_mirrors_without_them_say_what_to_do(tm
         dataset_source(experiment, "medqa", is_benchmark=True)
     with pytest.raises(ValueError, match=r"prompts.few_shot: hub_root: .*MATH-lighteval.*or ask without.*few_shot=0"):
         dataset_source(experiment, "math500", is_benchmark=True)
-
-
-def needs(name: str) -> pytest.MarkDecorator:
-    hub_id = str(DATASETS[name].hub_id)
-    return pytest.mark.skipif(not (HUB / hub_id).is_dir(), reason=f"no mirror of {hub_id} in {HUB}")
-
-
-def real(name: str) -> list[Example]:
-    return load(Experiment(run="test", hub_root=str(HUB)), name)
-
-
-@needs("gsm8k")
-def test_every_second_row_of_gsm8k() -> None:
-    experiment = Experiment(run="test", hub_root=str(HUB))
-    assert len(load(experiment, "gsm8k", is_benchmark=False)) == 3737  # of 7473
-    assert len(load(experiment, "gsm8k")) == 660  # of 1319
-
-
-@needs("gsm8k")
-def test_two_of_gsm8k_s_test_questions_share_13_words_with_training_questions_and_none_is_one() -> None:
-    experiment = Experiment(run="test", hub_root=str(HUB))
-    test, train = load(experiment, "gsm8k"), load(experiment, "gsm8k", is_benchmark=False)
-    shared = find_shared([example.question for example in test], [example.question for example in train])
-    # a plane for a train ("in 3 hours. At the same rate, ..."), and Max for Bella, who buy stamps
-    assert shared == [Shared(301, 657, False, 7), Shared(316, 10, False, 13)]
-
-
-@needs("gsm_hard")
-def test_every_second_row_of_gsm_hard() -> None:
-    answers = [example.answer for example in real("gsm_hard")]
-    assert len(answers) == 660  # of 1319
-    assert all(re.fullmatch(r"-?\d+(\.\d+)?", answer) for answer in answers)
-    assert sum("." in answer for answer in answers) == 153
-    assert max(answers, key=float) == "9284017268534.4"
-
-
-@needs("medqa")
-def test_every_second_row_of_medqa() -> None:
-    examples = real("medqa")
-    assert len(examples) == 637  # of 1273
-    assert {example.answer for example in examples} == set("ABCD")
-
-
-@needs("medmcqa")
-def test_every_fourth_row_of_medmcqa() -> None:
-    examples = real("medmcqa")
-    assert Counter(example.answer for example in examples) == {"A": 346, "B": 265, "C": 236, "D": 199}  # 1046 of 4183
-    assert sum(len(set(example.options)) < 4 for example in examples) == 7  # an option repeated: kept
-
-
-@needs("mmlu_medical")
-def test_every_second_row_of_mmlu_s_medical_subjects() -> None:
-    counts = Counter(example.subject for example in real("mmlu_medical"))
-    assert counts == {
-        "anatomy": 68,  # of 135
-        "clinical_knowledge": 133,  # of 265
-        "college_biology": 72,  # of 144
-        "college_medicine": 87,  # of 173
-        "medical_genetics": 50,  # of 100
-        "professional_medicine": 136,  # of 272
-    }
