@@ -157,6 +157,11 @@ def test_a_training_prompt_is_never_shown_its_own_solution(ask: Callable[..., li
         ask("gsm8k", None, is_benchmark=False, few_shot=4)
 
 
+def test_a_training_set_without_solved_examples_is_refused_when_it_is_asked(ask: Callable[..., list[Row]]) -> None:
+    with pytest.raises(ValueError, match=r"prompts\.few_shot: expected 0 for arithmetic.*got 2"):
+        ask("arithmetic", None, is_benchmark=False, few_shot=2)  # a run that only scores GSM8K never asks it
+
+
 def test_a_mirror_without_the_training_split_says_what_to_do(ask: Callable[..., list[Row]], hub_root: Path) -> None:
     readme = hub_root / "openai/gsm8k/README.md"
     readme.write_text(readme.read_text().replace("  - split: train\n    path: main/train.jsonl\n", ""))
