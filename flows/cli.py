@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C)."""
     options = _parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if getattr(options, "hub_root", None) is not None:
+        options.set = [*options.set, f"hub_root={options.hub_root}"]
     try:
         code: int = options.command(options)
     except KeyboardInterrupt:
@@ -84,9 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    train = add("train", commands.train, "train as an experiment says, from the last committed stage", working)
+    hub = argparse.ArgumentParser(add_help=False)
+    hub.add_argument("--hub-root", metavar="FOLDER", help="read datasets from this mirror of the Hub (key hub_root)")
+
+    train = add("train", commands.train, "train as an experiment says, from the last committed stage", working, hub)
     train.add_argument("experiment", help="a name in deployments/experiments, or a .toml file")
-    evaluate = add("evaluate", commands.evaluate, "score a policy on benchmarks", working)
+    evaluate = add("evaluate", commands.evaluate, "score a policy on benchmarks", working, hub)
     evaluate.add_argument(
         "policy", help="a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id)"
     )
@@ -95,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     rerun = add("rerun", commands.rerun, "compute a stage of a stored run again, and what depends on it", working)
     rerun.add_argument("run", help="a stored run, or the beginning of its name")
     _add_rerun(rerun, required=True)
-    plan = add("plan", commands.plan, "say which stages are stored, which would run, why, and at what expected cost")
+    plan = add(
+        "plan", commands.plan, "say which stages are stored, which would run, why, and at what expected cost", hub
+    )
     plan.add_argument("experiment", help="an experiment, as for train, or a stored run")
     plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
     plan.add_argument("--format", choices=("table", "json"), default="table")

@@ -101,8 +101,8 @@ class DatasetSource:
         remedy = (
             f"Correct the copy in {self.hub_root}/{dataset.hub_id}, or mirror {revision} there"
             if self.hub_root
-            else f"The registry describes {revision}: clear a damaged cache (HF_HOME), or mirror that revision, correct "
-            "it, and name its root with --hub-root FOLDER"
+            else f"The registry describes {revision}: clear a damaged cache (HF_HOME), or mirror that revision, "
+            "correct it, and name its root with --hub-root FOLDER"
         )
         return BadDataset(f"dataset {self.dataset}, split {self.split}: {what}. {remedy}")
 
@@ -162,11 +162,18 @@ def get_dataset(name: str, key: str) -> Dataset:
 
 
 def dataset_source(experiment: Experiment, name: str, *, is_benchmark: bool) -> DatasetSource:
-    """Source of a training set or benchmark; a local mirror is identified by the contents of its files."""
+    """Source of a training set or benchmark; a local mirror is identified by the contents of its files.
+
+    Raises ValueError for what is not registered or not in the mirror, and for a benchmark that is to be asked with
+    solved examples and has none; a training set's are needed only by a run that trains, whose stage `prompts` says so.
+    """
     dataset = get_dataset(name, "benchmarks" if is_benchmark else "dataset")
     split = dataset.eval_split if is_benchmark else dataset.train_split
     assert split is not None
-    return _source(experiment, dataset, split, _few_shot(experiment, dataset) if experiment.prompts.few_shot else None)
+    few_shot = None
+    if experiment.prompts.few_shot and (dataset.few_shot or is_benchmark):
+        few_shot = _few_shot(experiment, dataset)
+    return _source(experiment, dataset, split, few_shot)
 
 
 def _source(experiment: Experiment, dataset: Dataset, split: str, few_shot: DatasetSource | None) -> DatasetSource:
@@ -188,17 +195,21 @@ def _source(experiment: Experiment, dataset: Dataset, split: str, few_shot: Data
 def _few_shot(experiment: Experiment, dataset: Dataset) -> DatasetSource:
     """Source of the solved examples before a dataset's prompts."""
     if dataset.few_shot is None:
-        having = ", ".join(name for name, entry in DATASETS.items() if entry.few_shot)
-        raise ValueError(
-            f"prompts.few_shot: expected 0 for {dataset.name}, for which the registry knows no solved examples (it "
-            f"does for {having}), got {experiment.prompts.few_shot}"
-        )
+        raise no_solved_examples(dataset.name, experiment.prompts.few_shot)
     solved = DATASETS[dataset.few_shot]
     assert solved.train_split is not None
     try:
         return _source(experiment, solved, solved.train_split, None)
     except ValueError as error:
         raise ValueError(f"prompts.few_shot: {error}; or ask without solved examples: prompts.few_shot=0") from None
+
+
+def no_solved_examples(name: str, count: int) -> ValueError:
+    having = ", ".join(known for known, entry in DATASETS.items() if entry.few_shot)
+    return ValueError(
+        f"prompts.few_shot: expected 0 for {name}, for which the registry knows no solved examples (it does for "
+        f"{having}), got {count}"
+    )
 
 
 def available_benchmarks(hub_root: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -30,8 +30,7 @@ def prompts(
     dataset = DATASETS[source.dataset]
     examples = _limited(source.examples(), config.limit)
     _check_answers(examples, verifier, source)
-    before = draw(source.few_shot, config.few_shot) if source.few_shot and config.few_shot else None
-    solved = [before(source, example) if before else [] for example in examples]
+    solved = list(map(draw(source, config.few_shot), examples))
     texts, template = render(tokenize, [asked(dataset, example) for example in examples], config, solved, dataset)
     token_ids = [tokenize(text, add_special_tokens=template == "plain").input_ids for text in texts]
     reasons = [_reason(len(ids), config) for ids in token_ids]
