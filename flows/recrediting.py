@@ -64,6 +64,7 @@ def recredit_run(
                     prompts=step.prompts,
                     verifier=judge.name,
                     verifier_version=judge.version,
+                    config=wanted.verification,
                 ).part("verdicts")
             credit(
                 place,
