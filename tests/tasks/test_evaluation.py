@@ -1,4 +1,4 @@
-"""Scores: means with clustered errors over prompts, parts, passes and statuses; a failed verifier is no wrong answer."""
+"""Scores: means with clustered errors over prompts, parts, passes and statuses; failed verdicts are counted apart."""
 
 import math
 from collections import defaultdict
@@ -97,7 +97,7 @@ def test_a_score_by_hand(fresh: Loop) -> None:
     passes = {row["attempts"]: row["pass_at_k"] for row in tables["score_passes"]}
     assert passes == pytest.approx({1: found["mean"], 2: (5 / 6 + 1 / 2) / 3, 4: 2 / 3}, abs=1e-15)
     statuses = {row["status"]: (row["num_completions"], row["rate"]) for row in tables["score_statuses"]}
-    assert statuses == {status: (0, 0) for status in Status} | {
+    assert statuses == dict.fromkeys(Status, (0, 0)) | {
         "correct": (3, 3 / 12), "wrong": (5, 5 / 12), "unparseable": (1, 1 / 12), "truncated": (3, 3 / 12)
     }  # fmt: skip
 
