@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C)."""
     options = _parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if getattr(options, "hub_root", None):
+    if getattr(options, "hub_root", None) is not None:
         options.set = [*options.set, f"hub_root={json.dumps(options.hub_root)}"]
     try:
         code: int = options.command(options)

@@ -101,8 +101,8 @@ class DatasetSource:
         remedy = (
             f"Correct the copy in {self.hub_root}/{dataset.hub_id}, or mirror {revision} there"
             if self.hub_root
-            else f"The registry describes {revision}: clear a damaged cache (HF_HOME), or mirror that revision, correct "
-            "it, and name its root with --hub-root FOLDER"
+            else f"The registry describes {revision}: clear a damaged cache (HF_HOME), or mirror that revision, "
+            "correct it, and name its root with --hub-root FOLDER"
         )
         return BadDataset(f"dataset {self.dataset}, split {self.split}: {what}. {remedy}")
 

@@ -17,11 +17,16 @@ def draw(source: DatasetSource, count: int) -> Callable[[DatasetSource, Example]
     """Which solved examples stand before an example: the same `count` for all, drawn without replacement by a seed of
     their own. An example among them gets the next one drawn in place of itself.
 
-    Raises ValueError for a split that is too small, and for rows without solutions.
+    Raises ValueError for a split that is missing or too small, and for rows without solutions.
     """
     import numpy as np
 
-    rows = source.examples()
+    from tasks.engines.hub import NotFound
+
+    try:
+        rows = source.examples()
+    except NotFound as error:
+        raise NotFound(f"prompts.few_shot: {error}, or ask without solved examples: prompts.few_shot=0") from None
     if len(rows) <= count:
         raise ValueError(
             f"prompts.few_shot: expected less than the {len(rows)} rows of {source.dataset}, split {source.split}, got "

@@ -53,6 +53,7 @@ class Dataset:
     few_shot: str | None = None
     """The dataset whose training split gives solved examples; None: there are none."""
 
+
 _MATH_COLUMNS = {"problem": "string", "solution": "string"}
 _MEDICAL = {
     "anatomy": 135,

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.core.verifiers import gsm8k as gsm8k_verifier
+from tasks.core.verifiers.gsm8k import canonical_integer
+from tasks.core.verifiers.gsm8k import gold_answer as gsm8k_answer
+from tasks.core.verifiers.math import gold_answer as math_answer
+from tasks.core.verifiers.numeric import plain_decimal
 
 LETTERS = "ABCD"
 """Names of a multiple choice's options, in order."""
@@ -31,19 +34,17 @@ class Example:
 
 def gsm8k(index: int, row: dict[str, Any]) -> Example:
     """GSM8K: the answer column is a solution that ends in `#### 72`."""
-    answer = gsm8k_verifier.gold_answer(_text(row, "answer"))
+    answer = gsm8k_answer(_text(row, "answer"))
     return Example(index, _text(row, "question"), answer, (row["answer"],))
 
 
 def math(index: int, row: dict[str, Any]) -> Example:
     r"""MATH: the answer is the last `\boxed{...}` of the solution."""
-    from tasks.core.verifiers.math import gold_answer
-
     solution = _text(row, "solution")
     return Example(
         index,
         _text(row, "problem"),
-        gold_answer(solution),
+        math_answer(solution),
         (solution,),
         subject=_text(row, "type"),
         level=_text(row, "level"),
@@ -67,13 +68,11 @@ def amc23(index: int, row: dict[str, Any]) -> Example:
     answer = str(row["answer"]).strip() if row["answer"] is not None else ""
     if not answer:
         raise ValueError("the column answer is empty: expected a number")
-    return Example(index, _text(row, "question"), gsm8k_verifier.canonical_integer(answer.removesuffix(".0")) or answer)
+    return Example(index, _text(row, "question"), canonical_integer(answer.removesuffix(".0")) or answer)
 
 
 def gsm_hard(index: int, row: dict[str, Any]) -> Example:
     """GSM-HARD: the target is a float, written as a plain decimal."""
-    from tasks.core.verifiers.numeric import plain_decimal
-
     if row["target"] is None:
         raise ValueError("the column target is empty: expected a number")
     return Example(index, _text(row, "input"), plain_decimal(row["target"]))

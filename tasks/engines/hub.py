@@ -40,6 +40,7 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
         return datasets.load_dataset(**source, name=config, split=split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # DatasetGenerationError says only that there was an error
+        reason = reason.partition(" with any supported extension")[0]  # 200 of them follow
         raise NotFound(f"could not load the split {split!r} of {hub_id} from {where}: {reason}. {remedy}") from None
 
 
@@ -61,9 +62,10 @@ def has_split(hub_id: str, config: str | None, split: str, hub_root: str) -> boo
     if not folder.is_dir():
         return False
     try:
-        return split in (datasets.load_dataset_builder(str(folder), name=config).config.data_files or {})
+        files = datasets.load_dataset_builder(str(folder), name=config).config.data_files or {}
     except (ValueError, OSError, datasets.exceptions.DatasetsError):
         return False
+    return bool(files.get(split))
 
 
 def mirror_revision(hub_id: str, configs: Sequence[str], hub_root: str) -> str:

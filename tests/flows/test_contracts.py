@@ -140,8 +140,12 @@ def repeat_a_dropped_prompt(rows: Rows) -> None:
 
 def share_a_prompt(rows: Rows) -> None:
     shared = {"benchmark_prompt_id": "arithmetic/test/000001", "prompt_id": "arithmetic/train/000003"}
-    words = {"prompt_text": "1+2=", "kind": "exact", "num_shared_ngrams": 0}
-    rows["shared_prompts"].append(shared | words)
+    rows["shared_prompts"].append(shared | {"prompt_text": "1+2=", "kind": "exact", "num_shared_ngrams": 0})
+
+
+def share_13_words(rows: Rows) -> None:
+    share_a_prompt(rows)
+    rows["shared_prompts"][-1] |= {"kind": "13-gram", "num_shared_ngrams": 5}
 
 
 BROKEN = [
@@ -234,6 +238,13 @@ def test_a_limit_of_the_configuration_allows_it(data, stage, change, limits):
     rows = step.rows()
     change(rows)
     step.check(rows, **limits)
+
+
+def test_a_benchmark_may_share_13_words_with_a_training_prompt(data):
+    step = Step(data, "separation")
+    rows = step.rows()
+    share_13_words(rows)
+    step.check(rows)
 
 
 def test_through_the_command_a_breach_stops_the_run_with_exit_code_1_and_the_next_run_goes_on(
