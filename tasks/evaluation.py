@@ -13,6 +13,8 @@ from tasks.core.statistics import attempts_up_to, clustered_mean, majority_mean,
 from tasks.core.verdict import FAILURES, Status
 from tasks.stage import Context, Summary, stage
 
+HOW = ("temperature", "top_p", "max_tokens", "sampler")
+"""Columns of rollouts that say how a score was sampled."""
 OTHERS = "(none)"
 """The part of prompts without a subject or level in a benchmark whose other prompts have one."""
 
@@ -21,10 +23,7 @@ OTHERS = "(none)"
 def evaluation(context: Context, *, benchmark: str, prompts: Part, rollouts: Part, verdicts: Part) -> Summary:
     """Score what a completion is (correct or not), not its reward; what the verifier failed on is counted apart."""
     asked = prompts.read(["prompt_id", "revision", "subject", "level"])
-    sampled = rollouts.read(
-        ["rollout_id", "prompt_id", "finish_reason", "policy", "sampler", "decoding", "temperature", "top_p"]
-        + ["max_tokens"]
-    )
+    sampled = rollouts.read(["rollout_id", "prompt_id", "finish_reason", "policy", "decoding", *HOW])
     judged = verdicts.read(["rollout_id", "verifier", "verifier_version", "status", "extracted_answer"])
     samples = Samples.of(asked, sampled, judged)
     first = {name: sampled.column(name)[0].as_py() for name in sampled.column_names}
@@ -47,7 +46,7 @@ def evaluation(context: Context, *, benchmark: str, prompts: Part, rollouts: Par
         "scorer": f"{judged.column('verifier')[0]}@{judged.column('verifier_version')[0]}",
         "prompt_hash": prompts.digest,
         "dataset_revision": asked.column("revision")[0].as_py(),
-    } | {name: first[name] for name in ("temperature", "top_p", "max_tokens", "sampler")}
+    } | {name: first[name] for name in HOW}
     statuses = _statuses(judged.column("status"))
     for table, rows in {
         "scores": [score | provenance],
