@@ -36,7 +36,7 @@ _EMPTY_SET = re.compile(r"\\\{\\\}")
 
 
 class _Unreadable(Exception):
-    """The braces do not match, or are nested too deep."""
+    """The braces do not match or are nested too deep, or the answer ends in a backslash."""
 
 
 def normal_form(raw: str) -> str | None:
@@ -174,6 +174,8 @@ class _Reader:
     def item(self) -> list[str]:
         """One token, normalized, with its arguments."""
         token = self.next()
+        if token == "\\":  # it would escape what follows the answer, its box's brace
+            raise _Unreadable
         token = SYNONYMS.get(token, token)
         if token.isspace() or token in SPACES:
             return ["~"]

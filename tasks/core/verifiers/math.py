@@ -136,7 +136,8 @@ def _gold_form(answer: str) -> str:
         raise ValueError(
             f"gold answer {answer[:MAX_EXTRACTED_CHARACTERS]!r} cannot be compared: the math verifier expected the "
             f"LaTeX of an answer without its \\boxed, not empty, at most {MAX_CHARACTERS} characters, with matching "
-            "braces and no control characters; take MATH's `solution` column through gold_answer(), or choose another verifier"
+            "braces and no control characters; take MATH's `solution` column through gold_answer(), or choose another "
+            "verifier"
         )
     return form
 
