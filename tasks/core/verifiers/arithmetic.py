@@ -24,6 +24,8 @@ class ArithmeticVerifier:
 
     name = "arithmetic"
     version = 1
+    needs_algebra = False
+    warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
