@@ -24,7 +24,7 @@ _GREEK = (
 _KNOWN = FUNCTIONS | frozenset(
     "\\" + name
     for name in "frac sqrt binom cdot times div pm mp infty cup cap setminus in notin le ge ne equiv approx emptyset "
-    "ldots langle rangle lfloor rfloor lceil rceil mid mathbb begin end { } \\".split() + _GREEK.split()
+    "ldots langle rangle lfloor rfloor lceil rceil mid mathbb begin{pmatrix} end{pmatrix} { } \\".split() + _GREEK.split()
 )
 # Each must occur equally often on both sides. "=" stands here too: the name in "x=5" is gone by now.
 _STRUCTURE = {
@@ -32,16 +32,21 @@ _STRUCTURE = {
 } | {
     token: token
     for token in ("=", "\\ne", "\\in", "\\notin", "\\equiv", "\\approx", "\\pm", "\\mp", "\\cup", "\\cap", "\\setminus")
-} | {token: token for token in ("\\ldots", "\\mid", ":", ",", "\\{", "\\begin", "&", "\\\\", "\\emptyset", "\\mathbb")}  # fmt: skip
+} | {token: token for token in ("\\ldots", "\\mid", ":", ",", "\\{", "\\begin{pmatrix}", "&", "\\\\", "\\emptyset", "\\mathbb")}  # fmt: skip
 _SUBSCRIPTED_NUMBER = re.compile(r"[0-9)]_\{")
+_LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
 _COSTLY = re.compile(
     r"\^\{[^{}]*[0-9]{5}"  # a giant exponent
     r"|\^\{[^a-zA-Z{}]*[\^!]"  # a tower of numbers
-    r"|\}\}?\^\{[0-9]|\)\^\{[0-9]{3}"  # a power of a power
+    r"|[)}]\^\{[0-9]{4}"  # a high power of what may be one itself
     r"|[0-9]{4}!|!!|[)}]!"  # factorials
     r"|\\binom\{[0-9]{5}"
+    r"|\\cdot\\cdot"  # Python's power
 )
+_POWER_OF_POWER = re.compile(r"\}[)}]\^\{")
+_EXPONENT_DIGITS = re.compile(r"\^\{[+-]?([0-9]+)")
+_MAX_EXPONENT_DIGITS = 4
 
 
 def guarded(answer: str, gold: str) -> Word:
@@ -56,7 +61,7 @@ def guarded(answer: str, gold: str) -> Word:
     >>> [guarded(answer, "3r^{2}") for answer in ["3R^{2}", "3rr", "3r^{2}'", "3r^{99999}"]]
     ['different', 'undecided', 'different', 'unreadable']
     """
-    if not _READABLE.fullmatch(answer) or _COSTLY.search(answer):
+    if not _READABLE.fullmatch(answer) or _is_costly(answer):
         return "unreadable"
     tokens, gold_tokens = TOKEN.findall(answer), TOKEN.findall(gold)
     commands = {token for token in tokens if token[0] == "\\"} - {"\\text"}
@@ -77,12 +82,26 @@ def letters(tokens: list[str]) -> set[str]:
 
 
 def algebra_form(form: str) -> str:
-    r"""The form as an algebra system must see it: letters at the end in braces, or math-verify takes them for a unit.
+    r"""The form as math-verify must see it.
 
-    >>> algebra_form("5c"), algebra_form(r"\pi r"), algebra_form("x")
-    ('5{c}', '\\pi{r}', 'x')
+    Letters at its end in braces, or it takes them for a unit; every `i` in braces, or it does not see that it is the
+    imaginary unit.
+
+    >>> algebra_form("5c"), algebra_form(r"\pi r"), algebra_form("2i+x"), algebra_form("x")
+    ('5{c}', '\\pi{r}', '2{i}+x', 'x')
     """
-    return re.sub(r"(?<=[0-9}]|[ )])[a-zA-Z]+$", lambda match: f"{{{match[0]}}}", form).replace(" {", "{")
+    tokens = TOKEN.findall(form)
+    if "{i}" not in form:
+        tokens = ["{i}" if token == "i" else token for token in tokens]
+    form = "".join(tokens)
+    return _LAST_LETTERS.sub(lambda match: f"{{{match[1]}}}", form)
+
+
+def _is_costly(answer: str) -> bool:
+    if _COSTLY.search(answer):
+        return True
+    digits = sum(len(exponent) for exponent in _EXPONENT_DIGITS.findall(answer))
+    return digits > _MAX_EXPONENT_DIGITS and _POWER_OF_POWER.search(answer) is not None
 
 
 def _structure(tokens: list[str]) -> Counter[str]:

@@ -24,12 +24,13 @@ _TEXTS = frozenset(
     for name in "text mbox hbox textbf textit textrm textsf texttt textnormal "
     "mathrm mathsf mathit mathtt operatorname".split()
 )
-_TYPEFACES = frozenset("\\" + name for name in "mathbf boldsymbol bm bold".split())
+_TYPEFACES = frozenset("\\" + name for name in "mathbf boldsymbol bm bold underline".split())
 _SIZES = frozenset("\\" + name for name in "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr".split())
 _NOTHING = frozenset(
-    ["\\!", "\\$", "$", "\\(", "\\)", "\\displaystyle", "\\textstyle", "\\limits", "\\degree", "\\boxed", "\\fbox"]
+    ["\\!", "\\displaystyle", "\\textstyle", "\\limits", "\\boxed", "\\fbox"]
 )
-_SPACES = frozenset(["~", "\\;", "\\:", "\\>", "\\ ", "\\quad", "\\qquad", "\\enspace", "\\thickspace"])
+# Dollar and degree signs are spaces: "7$2" is not 72.
+_SPACES = frozenset(["$", "\\$", "\\(", "\\)", "\\degree", "~", "\\;", "\\:", "\\>", "\\ ", "\\quad", "\\qquad", "\\enspace", "\\thickspace"])
 _SYNONYMS = {
     "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\neq": "\\ne", "\\lt": "<",
     "\\gt": ">", "*": "\\cdot", "\\ast": "\\cdot", "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varnothing":
@@ -43,7 +44,7 @@ FUNCTIONS = frozenset(
 """Commands that are functions: what follows is their argument, with braces or without."""
 _TAKES_ARGUMENTS = {
     "\\binom": 2, "\\overline": 1, "\\mathbb": 1, "\\mathcal": 1, "\\vec": 1, "\\hat": 1, "\\bar": 1, "\\widehat": 1,
-    "\\underline": 1, "\\overrightarrow": 1,
+    "\\overrightarrow": 1,
 }  # fmt: skip
 _FRACTIONS = frozenset(["\\frac", "\\dfrac", "\\tfrac", "\\cfrac"])
 
@@ -255,7 +256,7 @@ class _Reader:
     def script(self, mark: str) -> list[str]:
         read = self.argument()
         if mark == "^" and read in (["\\circ"], []):
-            return []
+            return ["~"]
         if mark == "^" and set(read) == {"'"}:
             return read
         return [mark + "{", *read, "}"]
@@ -277,10 +278,10 @@ class _Reader:
         self.skip_spaces()
         start = self.position
         read = self.argument()
-        words = " ".join("".join(self.tokens[start : self.position]).strip("{}").split())
+        words = " ".join("".join(self.tokens[start : self.position]).strip("{}").replace("~", " ").split())
         if "\\" in words or "$" in words or "{" in words or "}" in words:
             return read
         if not _WORD.search(words):
             return read
-        has_space = self.tokens[start + 1 : start + 2] == [" "]
+        has_space = self.tokens[start + 1 : start + 2] in ([" "], ["~"])
         return [f"\\text{{{' ' if has_space else ''}{words}}}"]

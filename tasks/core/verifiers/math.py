@@ -72,7 +72,7 @@ class MathVerifier:
         if word == "unreadable":
             return unparseable(box[1].raw)
         if word == "undecided":
-            return Comparison(answer=algebra_form(form), gold=algebra_form(_exact(gold)))
+            return Comparison(answer=algebra_form(_value(form)), gold=algebra_form(_exact(_value(gold))))
         status = Status.CORRECT if word == "equal" else Status.WRONG
         return Judgement(status=status, extracted_answer=canonical(form)[:MAX_EXTRACTED_CHARACTERS])
 
@@ -100,6 +100,8 @@ def compare(answer: str, gold: str) -> Word:
         return _compare_values(shape.items[0], gold_shape.items[0])
     words = [compare(item, gold_item) for item, gold_item in zip(shape.items, gold_shape.items, strict=True)]
     if shape.kind == "ratio" and "undecided" in words:
+        return "different"
+    if "undecided" in words and ("\\text" in answer + gold or "\\%" in answer + gold):
         return "different"
     ranks: tuple[Word, ...] = ("different", "unreadable", "undecided")
     return next((word for word in ranks if word in words), "equal")
@@ -197,6 +199,12 @@ def _compare_values(answer: str, gold: str) -> Word:
     if "\\text" in gold and len(gold_words) > 2 and not gold_words.isupper() and words.isascii():
         return "equal" if words.lower() == gold_words.lower() else guarded(answer, gold)
     return guarded(answer, gold)
+
+
+def _value(form: str) -> str:
+    """A single value without its unit, which an algebra system would read in its own way; all else as it is."""
+    shape = shape_of(form)
+    return without_unit(shape.items[0])[0] if shape.kind == "value" else form
 
 
 def _exact(gold: str) -> str:

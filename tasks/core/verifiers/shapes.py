@@ -8,13 +8,15 @@ from tasks.core.verifiers.exact_numbers import exact_number
 UNORDERED = ("list", "set")
 """Kinds whose items may stand in any order. Both are what somebody writes who was asked for several answers."""
 
-TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
-"""Tokens of a normal form."""
+TOKEN = re.compile(r"\\(?:begin|end)\{[a-z]*\}|\\[a-zA-Z]+|\\.|.", re.DOTALL)
+"""Tokens of a normal form; an environment's name belongs to its command."""
 
-_OPENING = frozenset(["(", "[", "{", "\\{", "\\langle", "\\begin"])
-_CLOSING = frozenset([")", "]", "}", "\\}", "\\rangle", "\\end"])
+_BEGIN, _END = "\\begin{pmatrix}", "\\end{pmatrix}"
+_OPENING = frozenset(["(", "[", "{", "\\{", "\\langle", _BEGIN])
+_CLOSING = frozenset([")", "]", "}", "\\}", "\\rangle", _END])
 _MATRIX = re.compile(r"\\begin\{pmatrix\}(?P<rows>.*)\\end\{pmatrix\}", re.DOTALL)
 _TEXT = re.compile(r"\\text\{ ?([^{}]*)\}")
+_BRACKETED_NUMBER = re.compile(r"\A\(([0-9A-Z]+)\)(?=_\{)")
 _UNIT = re.compile(r"(?P<rest>.+?)\\text\{(?P<words>[A-Za-z. /]{1,40})\}(?P<power>\^\{[23]\})?(?:\\%)?", re.DOTALL)
 _MEASURABLE = re.compile(r"[0-9]|\\pi")
 _NO_UNIT = frozenset("not no isnt is if is where for when with wrong except mod or and only unless about".split())
@@ -75,8 +77,10 @@ def canonical(form: str) -> str:
     keys = [canonical(item) for item in shape.items]
     if shape.kind in UNORDERED:
         return ",".join(sorted(keys))
+    if shape.kind == "ratio":
+        return ":".join(keys)
     opening, _, closing = shape.kind.partition(" ")
-    return f"{opening} {';'.join(keys)} {closing}"
+    return f"{opening}{','.join(keys)}{closing}" if opening in _OPENING else f"{shape.kind}: {','.join(keys)}"
 
 
 def without_unit(value: str) -> tuple[str, str]:
@@ -103,12 +107,13 @@ def without_unit(value: str) -> tuple[str, str]:
 
 
 def bare(form: str) -> str:
-    r"""The form with the words of its texts as they are, without spaces.
+    r"""The form with the words of its texts as they are, without spaces; a number in base 8 without brackets.
 
     >>> bare(r"\text{not enough}")
     'notenough'
     """
-    return _TEXT.sub(lambda match: match[1].replace(" ", ""), form).removeprefix("+")
+    words = _TEXT.sub(lambda match: match[1].replace(" ", ""), form).removeprefix("+")
+    return _BRACKETED_NUMBER.sub(r"\1", words)
 
 
 def _split(form: str, separator: str) -> list[str]:
@@ -135,7 +140,7 @@ def _closing_position(tokens: list[str]) -> int:
 
 def _matrix(form: str) -> Shape | None:
     match = _MATRIX.fullmatch(form)
-    if match is None or "\\begin" in match["rows"]:
+    if match is None or _BEGIN in match["rows"]:
         return None
     rows = [_split(row, "&") for row in _split(match["rows"], "\\\\")]
     if rows[-1] == [""]:
