@@ -28,7 +28,7 @@ _STATED = re.compile(_LEAD + r"(?:(?<=[(\[])(?P<bracketed>[a-z])(?=[)\]])|(?P<le
 _NO_LETTER = re.compile(_LEAD + r"(?i:not|none|neither|both|either|all|any|unclear|unknown|n/a)\b")
 _CLOSERS = re.compile(r"(?:[)\]}*_$\"'`]|\\[)\]])*+")
 _ANOTHER = re.compile(r"\s*(?:[/,&+]|,?\s*(?i:or|and)\b)\s*(?i:option\s|choice\s|or\s|and\s)?[(\[*]*[A-Z](?![A-Za-z])")
-_END = re.compile(r"[.,;:!]|\s*+(?:\n|[-\u2013\u2014(]|\Z)|\s++(?i:because|since|as|due|which|based|for)\b")
+_END = re.compile(r"[.,;:!]|[ \t\r]*+(?:\n|[-\u2013\u2014(]|\Z)|\s++(?i:because|since|as|due|which|based|for)\b")
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(r"\b(?:not|never|cannot|if|whether|unless|why)\b|n['\u2019]t\b", re.IGNORECASE)
 _CLAUSE_START = re.compile(r"[.,;:!?\n]")
