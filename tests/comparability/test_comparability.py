@@ -48,9 +48,7 @@ def verdict(row: dict[str, Any]) -> list[str | None]:
     """Status and extracted answer."""
     name = row["dataset"] if row["dataset"] in ("gsm8k", "math") else "choice"
     options = [text or "" for text in row.get("options", ())]
-    judged = get_verifier(name).judge(
-        row["completion"], row["gold"], is_truncated=row["is_truncated"], options=options
-    )
+    judged = get_verifier(name).judge(row["completion"], row["gold"], is_truncated=row["is_truncated"], options=options)
     judgement = judged if isinstance(judged, Judgement) else judged.judgement(is_equal(judged))
     return [judgement.status.value, judgement.extracted_answer]
 
@@ -96,24 +94,30 @@ def test_we_disagree_with_lm_eval_verl_and_math_verify_where_the_fixture_says_an
     listed = {(entry["peer"], id, entry["ours"]) for entry in fixture["disagreements"] for id in entry["ids"]}
     found, table = set(), []
     for peer, theirs in peers_verdicts().items():
-        differ = [id for id in theirs if ours[id] != theirs[id]]
-        found |= {(peer, id, "lenient" if ours[id] else "strict") for id in differ}
-        num_lenient = sum(ours[id] for id in differ)
-        table.append(
-            {
-                "peer": peer,
-                "n": len(theirs),
-                "agree": round(1 - len(differ) / len(theirs), 4),
-                "stricter": len(differ) - num_lenient,
-                "more lenient": num_lenient,
-            }
-        )
+        found |= {(peer, id, "lenient" if ours[id] else "strict") for id in theirs if ours[id] != theirs[id]}
+        table.append(agreement(peer, theirs, ours))
     print("\n" + "\n".join(agreement_line(row) for row in table))
     assert found - listed == set(), "new: give each a reason in disagreements.json"
     assert listed - found == set(), "gone: take them out of disagreements.json"
     assert table == fixture["table"]
 
 
+def agreement(peer: str, theirs: dict[str, bool], ours: dict[str, bool]) -> dict[str, Any]:
+    """The peer's row of the table: how many verdicts agree, of how many, and who is stricter where they do not."""
+    recorded = [ours[id] == said for id, said in theirs.items() if id.startswith("smollm2")]
+    written = [ours[id] == said for id, said in theirs.items() if id.startswith("written")]
+    return {
+        "peer": peer,
+        "recorded": [sum(recorded), len(recorded)],
+        "written": [sum(written), len(written)],
+        "stricter": sum(said and not ours[id] for id, said in theirs.items()),
+        "more lenient": sum(ours[id] and not said for id, said in theirs.items()),
+    }
+
+
 def agreement_line(row: dict[str, Any]) -> str:
-    counts = f"ours stricter {row['stricter']:3}  more lenient {row['more lenient']:3}"
-    return f"{row['peer']:55} n {row['n']:3}  agree {row['agree']:6.1%}  {counts}"
+    (agreed, recorded), (agreed_written, written) = row["recorded"], row["written"]
+    shares = f"{agreed:3} of {recorded} recorded ({agreed / recorded:5.1%}), {agreed_written:3} of {written} written"
+    return (
+        f"{row['peer']:51} agrees on {shares}; ours stricter {row['stricter']:2}, more lenient {row['more lenient']:3}"
+    )
