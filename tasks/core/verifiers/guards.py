@@ -31,6 +31,7 @@ _STRUCTURE = {"<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "[":
         *commands("ne in notin equiv approx pm mp cup cap setminus ldots mid emptyset mathbb begin{pmatrix} { \\"),
     ]
 }
+_DEGREE_OF_ROOT = re.compile(r"(?<=\\sqrt)\[[^\[\]]*\]")  # its brackets are no interval's: 2^{1/3} has none
 _SUBSCRIPTED_NUMBER = re.compile(r"[0-9)]_\{")
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
@@ -69,7 +70,7 @@ def guarded(answer: str, gold: str) -> Word:
         return "different"
     if _SUBSCRIPTED_NUMBER.search(answer + " " + gold) or letters(tokens) != letters(gold_tokens):
         return "different"
-    if _structure(tokens) != _structure(gold_tokens) or _is_approximation(answer, gold):
+    if _structure(answer) != _structure(gold) or _is_approximation(answer, gold):
         return "different"
     return "undecided"
 
@@ -102,7 +103,8 @@ def _is_costly(answer: str) -> bool:
     return digits > _MAX_EXPONENT_DIGITS and _POWER_OF_POWER.search(answer) is not None
 
 
-def _structure(tokens: list[str]) -> Counter[str]:
+def _structure(form: str) -> Counter[str]:
+    tokens = TOKEN.findall(_DEGREE_OF_ROOT.sub("", form))
     return Counter(_STRUCTURE[token] for token in tokens if token in _STRUCTURE)
 
 

@@ -43,7 +43,7 @@ _UNITS = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
     "millimeter": "mm", "millimetre": "mm", "foot": "ft", "feet": "ft", "inche": "in", "inch": "in", "mile": "mi",
     "gram": "g", "kilogram": "kg", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "mph":
-    "mile per h", "degree": "", "percent": "", "unit": "", "square unit": "", "cubic unit": "",
+    "mi per h", "degree": "", "percent": "", "unit": "", "square unit": "", "cubic unit": "",
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def without_unit(value: str) -> tuple[str, str]:
     match = _UNIT.fullmatch(value)
     if match is None:
         return value.removesuffix("\\%"), ""
-    words = match["words"].lower().replace(".", "").split()
+    words = match["words"].lower().replace(".", "").replace("/", " per ").split()
     if "\\text" in match["rest"] or _NO_UNIT.intersection(words) or not _MEASURABLE.search(match["rest"]):
         return value, ""
     unit = " ".join(_UNITS.get(word, word) for word in (word.removesuffix("s") for word in words))
