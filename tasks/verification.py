@@ -3,13 +3,22 @@
 import time
 
 from storage.artifact import Part
-from tasks.core.verdict import MAX_EXTRACTED_CHARACTERS, Judgement, Status, Verifier, reward_of
+from tasks.core.verdict import MAX_EXTRACTED_CHARACTERS, Judgement, Status, Verifier
 from tasks.core.verifiers import get_verifier
 from tasks.stage import Context, Summary, stage
+from tasks.verification_config import VerificationConfig
 
 
 @stage("verification", version=1)
-def verification(context: Context, *, rollouts: Part, prompts: Part, verifier: str, verifier_version: int) -> Summary:
+def verification(
+    context: Context,
+    *,
+    rollouts: Part,
+    prompts: Part,
+    verifier: str,
+    verifier_version: int,
+    config: VerificationConfig = VerificationConfig(),  # noqa: B008 (frozen)
+) -> Summary:
     """Judge each completion's text against its prompt's answer."""
     judge = get_verifier(verifier)
     assert judge.version == verifier_version
@@ -24,7 +33,8 @@ def verification(context: Context, *, rollouts: Part, prompts: Part, verifier: s
         judgements.append(judgement)
         failures += [f"{row['rollout_id']}: {failure}"] if failure else []
         seconds.append(time.perf_counter() - started)
-    rewards = [reward_of(judgement.status) for judgement in judgements]
+    settings = config.rewards
+    rewards = [None if j.status in settings.unassigned else getattr(settings, j.status) for j in judgements]
     context.staging.add_table(
         "verdicts",
         {

@@ -16,6 +16,9 @@ def get_verifier(name: str) -> Verifier:
     >>> get_verifier("gsm8k").version
     1
     """
+    name, _, version = name.partition("@")
+    if name in VERIFIERS and version not in ("", str(VERIFIERS[name].version)):
+        raise ValueError(f"verifier {name!r} has no version {version}: expected {VERIFIERS[name].version}")
     if name in VERIFIERS:
         return VERIFIERS[name]
     nearest = get_close_matches(name, VERIFIERS, n=1, cutoff=0.0)[0]
