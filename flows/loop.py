@@ -109,6 +109,7 @@ def train_step(
         prompts=asked,
         verifier=sources.verifier,
         verifier_version=get_verifier(sources.verifier).version,
+        config=experiment.verification,
     ).part("verdicts")
     told = signals_of_step(place, experiment, models, asked, sampled)
     credited = credit(

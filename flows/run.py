@@ -20,6 +20,7 @@ from tasks.config import Experiment
 from tasks.core.verifiers import get_verifier
 from tasks.datasets import DatasetSource, dataset_source, get_dataset
 from tasks.experiment import ConfigError, attempt_of
+from tasks.judges import Judges
 from tasks.policy import PolicySource, check_layout, policy_source
 from tasks.prefect_task import Display
 from tasks.samplers import Samplers, check_sampler
@@ -134,11 +135,13 @@ def open_run(
         threads=experiment.threads,
         limits=asdict(experiment.contracts),
         samplers=_samplers(experiment, data_root, listener),
+        judges=Judges(note=listener.note),
     )
     lock = data_root / "locks" / f"{experiment.run}.lock"
     with ExitStack() as stack:
         stack.enter_context(root_lock(data_root, exclusive=False))
         stack.callback(run.samplers.close)
+        stack.callback(run.judges.close)
         if attempt:  # rows added to a stored attempt: they append, and do not need its lock
             log_event(run.log, {"event": "session", "run": run.name, "attempt": attempt, "code": code_version()})
             yield run

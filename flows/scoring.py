@@ -14,6 +14,7 @@ from tasks.prompts import prompts
 from tasks.separation import separation
 from tasks.stage import Run
 from tasks.verification import verification
+from tasks.verification_config import RewardsConfig
 
 
 def benchmark_prompts(
@@ -67,6 +68,11 @@ def evaluate_policy(
                 seed=derive_seed(experiment.seed, "evaluation", name),
             ).part("rollouts")
             judged = verification(
-                place, rollouts=sampled, prompts=asked, verifier=verifier.name, verifier_version=verifier.version
+                place,
+                rollouts=sampled,
+                prompts=asked,
+                verifier=verifier.name,
+                verifier_version=verifier.version,
+                config=dataclasses.replace(experiment.verification, rewards=RewardsConfig()),
             ).part("verdicts")
             evaluation(place, benchmark=name, prompts=asked, rollouts=sampled, verdicts=judged)

@@ -23,7 +23,7 @@ from tasks.core.verdict import Status, Verifier
 from tasks.core.verifiers import get_verifier
 from tasks.experiment import ConfigError, apply_overrides
 from tasks.judges import Judges, Verdict
-from tasks.verification_config import FAILURES, VerificationConfig
+from tasks.verification_config import FAILURES, VerificationConfig, reward_of
 
 SAY_EVERY_SECONDS = 10.0
 """Plain lines of progress, where there is no terminal."""
@@ -40,7 +40,7 @@ def verify(options: argparse.Namespace) -> int:
         descriptor = stack.enter_context(_opened(options.input))
         target = stack.enter_context(_target(options.output))
         stack.enter_context(progress)
-        judges = Judges(workers=config.workers, note=progress.say)
+        judges = Judges(note=progress.say)
         stack.callback(judges.close)
         reader = PairReader(verifier)
         try:
@@ -89,12 +89,11 @@ def _write(target: BinaryIO, lines: Sequence[bytes]) -> None:
 
 def _verdict_line(pair: Pair, verdict: Verdict, verifier: Verifier, config: VerificationConfig) -> bytes:
     """One JSON object in ASCII: what a completion contains is escaped, and no terminal obeys it."""
-    status = str(verdict.judgement.status)
     judged = {
         "verifier": verifier.name,
         "verifier_version": verifier.version,
-        "status": status,
-        "reward": None if status in config.rewards.unassigned else getattr(config.rewards, status),
+        "status": verdict.judgement.status,
+        "reward": reward_of(verdict.judgement.status, config.rewards),
         "extracted_answer": verdict.judgement.extracted_answer,
         "failure": verdict.failure,
         "seconds": round(verdict.seconds, 6),

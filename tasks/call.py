@@ -109,6 +109,7 @@ class Call:
                 threads=run.threads,
                 progress=lambda done, total: run.listener.stage_progress(self.place, self.stage, done, total),
                 samplers=run.samplers,
+                judges=run.judges,
             )
             staging.summary = canonical(self.compute(context, **self.identity))
             known = self.identity | self.config.get("config", {})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.artifact import Artifact, Part, Staging, Store
+from tasks.judges import Judges
 from tasks.samplers import Samplers
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Run:
     """What to do with a call of a stage, instead of finding or computing it: Prefect displays it, a plan only looks."""
     samplers: Samplers = field(default_factory=Samplers, compare=False)
     """Samplers whose engines outlive a stage."""
+    judges: Judges = field(default_factory=Judges, compare=False)
+    """Verifiers whose workers outlive a stage."""
     makers: "dict[tuple[str, str], Call]" = field(default_factory=dict, compare=False)
     """(stage, key) -> the call that makes the artifact, for those that can be rebuilt (tasks/rebuilding.py)."""
 
@@ -121,3 +124,4 @@ class Context:
     threads: int
     progress: Callable[[int, int], None]
     samplers: Samplers = field(default_factory=Samplers)
+    judges: Judges = field(default_factory=Judges)

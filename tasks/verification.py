@@ -1,15 +1,21 @@
 """Stage `verification`: every completion gets a verdict; a verifier that fails is a status, never a wrong answer."""
 
-import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
 
 from storage.artifact import Part
-from tasks.core.verdict import MAX_EXTRACTED_CHARACTERS, Judgement, Status, Verifier
+from tasks.core.verdict import Status
 from tasks.core.verifiers import get_verifier
+from tasks.judges import Row, Verdict
 from tasks.stage import Context, Summary, stage
-from tasks.verification_config import VerificationConfig
+from tasks.verification_config import FAILURES, VerificationConfig, reward_of
+
+COLUMNS = ["prompt_id", "answer", "options"]
 
 
-@stage("verification", version=1)
+@stage("verification", version=2)
 def verification(
     context: Context,
     *,
@@ -17,54 +23,55 @@ def verification(
     prompts: Part,
     verifier: str,
     verifier_version: int,
-    config: VerificationConfig = VerificationConfig(),  # noqa: B008 (frozen)
+    config: VerificationConfig,
 ) -> Summary:
     """Judge each completion's text against its prompt's answer."""
     judge = get_verifier(verifier)
     assert judge.version == verifier_version
-    table = prompts.read(["prompt_id", "answer"])
-    answers = dict(zip(table.column("prompt_id").to_pylist(), table.column("answer").to_pylist(), strict=True))
-    rows = rollouts.read(["rollout_id", "group_id", "prompt_id", "text", "finish_reason"]).to_pylist()
-    judgements, failures, seconds = [], [], []
-    for row in rows:
-        started = time.perf_counter()
-        is_truncated = row["finish_reason"] == "length"
-        judgement, failure = _judge(judge, row["text"], answers[row["prompt_id"]], is_truncated)
-        judgements.append(judgement)
-        failures += [f"{row['rollout_id']}: {failure}"] if failure else []
-        seconds.append(time.perf_counter() - started)
-    settings = config.rewards
-    rewards = [None if j.status in settings.unassigned else getattr(settings, j.status) for j in judgements]
+    rows = rollouts.read(["rollout_id", "group_id", "prompt_id", "text", "finish_reason"])
+    verdicts: list[Verdict] = []
+    for verdict in context.judges.judge(judge, _rows(rows, prompts), config):
+        verdicts.append(verdict)
+        context.progress(len(verdicts), rows.num_rows)
+    statuses = [verdict.judgement.status for verdict in verdicts]
+    rewards = [reward_of(status, config.rewards) for status in statuses]
     context.staging.add_table(
         "verdicts",
         {
-            "rollout_id": [row["rollout_id"] for row in rows],
-            "group_id": [row["group_id"] for row in rows],
-            "verifier": [verifier] * len(rows),
-            "verifier_version": [verifier_version] * len(rows),
-            "status": [str(judgement.status) for judgement in judgements],
+            "rollout_id": rows.column("rollout_id"),
+            "group_id": rows.column("group_id"),
+            "verifier": [verifier] * rows.num_rows,
+            "verifier_version": [verifier_version] * rows.num_rows,
+            "status": [str(status) for status in statuses],
             "reward": rewards,
-            "extracted_answer": [judgement.extracted_answer for judgement in judgements],
-            "failure": [None] * len(rows),
-            "num_attempts": [1] * len(rows),
-            "seconds": seconds,
+            "extracted_answer": [verdict.judgement.extracted_answer for verdict in verdicts],
+            "failure": [verdict.failure for verdict in verdicts],
+            "num_attempts": [verdict.num_attempts for verdict in verdicts],
+            "seconds": [verdict.seconds for verdict in verdicts],
         },
     )
-    assigned = [reward for reward in rewards if reward is not None]
-    accuracy = sum(assigned) / len(assigned) if assigned else None
+    counts = Counter(statuses)
+    judged = sum(number for status, number in counts.items() if status not in FAILURES)
     return {
-        "accuracy": None if accuracy is None else round(accuracy, 4),
-        "unassigned": len(rewards) - len(assigned),
-        "first_failure": failures[0] if failures else None,
-    }
+        "accuracy": round(counts[Status.CORRECT] / judged, 4) if judged else None,
+        "unassigned": rewards.count(None),
+    } | _failures(rows, verdicts, counts)
 
 
-def _judge(verifier: Verifier, completion: str, answer: str, is_truncated: bool) -> tuple[Judgement, str | None]:
-    """The judgement and, when the verifier itself failed, why: its bug is a status and never a wrong answer."""
-    try:
-        return verifier.judge(completion, answer, is_truncated=is_truncated), None
-    except MemoryError as error:
-        status, failure = Status.OUT_OF_MEMORY, f"{type(error).__name__}: {error}"
-    except Exception as error:
-        status, failure = Status.CRASHED, f"{type(error).__name__}: {error}"
-    return Judgement(status=status, extracted_answer=None), failure[:MAX_EXTRACTED_CHARACTERS]
+def _rows(rows: pa.Table, prompts: Part) -> Iterator[Row]:
+    asked = {row["prompt_id"]: row for row in prompts.read(COLUMNS).to_pylist()}
+    for row in rows.select(["prompt_id", "text", "finish_reason"]).to_pylist():
+        prompt = asked[row["prompt_id"]]
+        yield Row(
+            completion=row["text"],
+            answer=prompt["answer"],
+            is_truncated=row["finish_reason"] == "length",
+            options=tuple(prompt["options"] or ()),
+        )
+
+
+def _failures(rows: pa.Table, verdicts: list[Verdict], counts: Counter[Status]) -> Summary:
+    """How many verdicts failed in which way, and the first of them."""
+    failed = [i for i, verdict in enumerate(verdicts) if verdict.failure is not None]
+    first = f"{rows.column('rollout_id')[failed[0]]}: {verdicts[failed[0]].failure}" if failed else None
+    return {status: counts[Status(status)] for status in FAILURES if counts[Status(status)]} | {"first_failure": first}

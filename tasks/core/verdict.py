@@ -1,14 +1,13 @@
-"""What a verifier says of one completion, and the reward each status earns.
+"""What a verifier says of one completion.
 
 A verifier returns only what it can see in the text: correct, wrong, unparseable or truncated. Whoever runs it records
-timeout, out_of_memory and crashed. Those three say nothing about the completion, so their reward is None (null in the
-verdicts table: unassigned) and never a silent 0.
+timeout, out_of_memory and crashed. Those three say nothing about the completion: by default their reward is NULL in the
+verdicts table (unassigned), and never a silent 0 (tasks/verification_config.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Protocol
 
 MAX_EXTRACTED_CHARACTERS = 200
@@ -36,19 +35,6 @@ class Status(StrEnum):
 
 FAILURES = (Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.CRASHED)
 """Statuses that say something of the verifier, and nothing of the completion."""
-
-REWARDS: Mapping[Status, float | None] = MappingProxyType(
-    {
-        Status.CORRECT: 1.0,
-        Status.WRONG: 0.0,
-        Status.UNPARSEABLE: 0.0,
-        Status.TRUNCATED: 0.0,
-        Status.TIMEOUT: None,
-        Status.OUT_OF_MEMORY: None,
-        Status.CRASHED: None,
-    }
-)
-"""Reward of every status; None means unassigned: the verifier failed, not the completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +75,8 @@ class Verifier(Protocol):
     """The key in the registry and in the `verifier` column."""
     version: int
     """Raised whenever any completion would be judged differently; verdicts of both versions then stand side by side."""
+    warning: str
+    """What whoever uses it should know; empty for most."""
 
     def judge(
         self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()
@@ -114,18 +102,3 @@ def unparseable(raw: str | None) -> Judgement:
     return Judgement(
         status=Status.UNPARSEABLE, extracted_answer=None if raw is None else raw[:MAX_EXTRACTED_CHARACTERS]
     )
-
-
-def reward_of(status: Status) -> float | None:
-    """The reward of `status`, None when it is unassigned. Errors: ValueError when `status` is none of Status.
-
-    >>> reward_of(Status.CORRECT), reward_of(Status.TRUNCATED), reward_of(Status.CRASHED)
-    (1.0, 0.0, None)
-    """
-    if status not in REWARDS:
-        expected = ", ".join(REWARDS)
-        raise ValueError(
-            f"no reward is defined for status {status!r}: expected one of {expected}; "
-            "use a member of tasks.core.verdict.Status"
-        )
-    return REWARDS[status]

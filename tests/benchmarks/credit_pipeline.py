@@ -55,6 +55,7 @@ def make_inputs(store: Store, num: int) -> None:
     rollouts |= {"loss_mask": pa.nulls(num, FLAGS)} | numbers | {name: pa.repeat("same", num) for name in text}
     verdicts = ids | {"verifier": pa.repeat("v", num), "verifier_version": np.ones(num), "reward": rewards_R}
     verdicts |= {"status": pa.repeat("correct", num), "extracted_answer": pa.nulls(num, pa.string())}
+    verdicts |= {"failure": pa.nulls(num, pa.string()), "num_attempts": pa.repeat(1, num)}
     unasked = dict.fromkeys(("trainer_logprobs", "kept_mass", "reference_logprobs"), nothing)
     signals = ids | unasked | {"entropies": floats, "values": floats}
     made = {"rollouts": rollouts, "verdicts": verdicts | {"seconds": np.zeros(num)}, "signals": signals}

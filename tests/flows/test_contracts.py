@@ -123,7 +123,7 @@ def put(table: str, holds: Callable[[Row], bool] = lambda row: True, **values: A
 
 def fail_a_quarter(rows: Rows) -> None:
     for row in rows["verdicts"][::4]:
-        row |= {"status": "crashed", "reward": None}
+        row |= {"status": "crashed", "reward": None, "failure": "on purpose"}
 
 
 def repeat_a_dropped_prompt(rows: Rows) -> None:
@@ -134,7 +134,8 @@ def repeat_a_dropped_prompt(rows: Rows) -> None:
 
 def share_a_prompt(rows: Rows) -> None:
     shared = {"benchmark_prompt_id": "arithmetic/test/000001", "prompt_id": "arithmetic/train/000003"}
-    rows["shared_prompts"].append(shared | {"prompt_text": "1+2="})
+    words = {"prompt_text": "1+2=", "kind": "exact", "num_shared_ngrams": 0}
+    rows["shared_prompts"].append(shared | words)
 
 
 BROKEN = [
@@ -147,8 +148,10 @@ BROKEN = [
     ("generation", "logprobs_are_log_probabilities", a_logprob(float("-inf"))),
     ("generation", "group_is_complete", lose("rollouts")),
     ("verification", "rollout_has_one_verdict", lose("verdicts")),
-    ("verification", "reward_fits_status", put("verdicts", status="timeout", reward=0.0)),
-    ("verification", "reward_fits_status", put("verdicts", status="wrong", reward=None)),
+    ("verification", "reward_fits_status", put("verdicts", status="timeout", reward=None)),
+    ("verification", "reward_fits_status", put("verdicts", failure="but it has a verdict")),
+    ("verification", "reward_fits_status", put("verdicts", lambda row: row["status"] == "wrong", reward=None)),
+    ("verification", "reward_fits_status", put("verdicts", lambda row: row["status"] == "wrong", reward=0.5)),
     ("verification", "few_null_verdicts", fail_a_quarter),
     ("signals", "signals_fit_tokens", lambda rows: first(rows["signals"])["entropies"].pop()),
     ("signals", "signals_fit_tokens", put("signals", trainer_logprobs=[])),

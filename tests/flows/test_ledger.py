@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ class Fussy(ArithmeticVerifier):
 
     name = "fussy"
 
-    def judge(self, completion: str, answer: str, *, is_truncated: bool) -> Judgement:
+    def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         if answer in ("1", "2"):
             raise TimeoutError("no verdict for this one")
         return super().judge(completion, answer, is_truncated=is_truncated)

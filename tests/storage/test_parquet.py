@@ -34,6 +34,8 @@ def verdicts(rewards: list[float | None], seconds: float = 0.1) -> Columns:
         "status": ["wrong"] * num,
         "reward": rewards,
         "extracted_answer": [None] * num,
+        "failure": [None] * num,
+        "num_attempts": [1] * num,
         "seconds": [seconds] * num,
     }
 

@@ -5,7 +5,7 @@ earns rewards, and identical completions identical ones.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tasks.prompts import prompts
 from tasks.stage import Run
 from tasks.training import training
 from tasks.verification import verification
+from tasks.verification_config import VerificationConfig
 from tasks.warm_start import warm_start
 
 Row = dict[str, Any]
@@ -52,11 +53,12 @@ class FakeVerifier:
     """Judges by the text alone: the sum of its characters modulo `modulus`; a remainder in `failures` raises."""
 
     version = 1
+    warning = ""
 
     def __init__(self, name: str, modulus: int = 2, failures: dict[int, type[BaseException]] | None = None) -> None:
         self.name, self.modulus, self.failures = name, modulus, failures or {}
 
-    def judge(self, completion: str, answer: str, *, is_truncated: bool) -> Judgement:
+    def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         remainder = sum(map(ord, completion)) % self.modulus
         if remainder in self.failures:
             raise self.failures[remainder]("on purpose")
@@ -143,6 +145,7 @@ class Loop:
             prompts=self.part(asked, "prompts"),
             verifier=verifier,
             verifier_version=1,
+            config=VerificationConfig(),
         )
 
     def credit(

@@ -63,7 +63,13 @@ class Stored:
             "verdicts": lambda: (
                 ids
                 | {"verifier": ["v"] * num, "verifier_version": [1] * num, "status": ["correct"] * num}
-                | {"reward": self.rewards, "extracted_answer": [None] * num, "seconds": [0.0] * num}
+                | {
+                    "reward": self.rewards,
+                    "extracted_answer": [None] * num,
+                    "failure": [None] * num,
+                    "num_attempts": [1] * num,
+                    "seconds": [0.0] * num,
+                }
             ),
             "signals": lambda: ids | {name: self.signals.get(name, [None] * num) for name in told},
         }

@@ -1,5 +1,7 @@
--- The reward is NULL exactly where the verifier failed (timeout, out_of_memory, crashed), and finite elsewhere.
--- Why: a failure of the verifier must never count as a wrong answer, and a judged completion must not get lost.
--- Do: look at the verifier's rewards (tasks/core/verdict.py).
-SELECT rollout_id, status, reward FROM verdicts
-WHERE (reward IS NULL) <> (status IN ('timeout', 'out_of_memory', 'crashed')) OR NOT isfinite(reward)
+-- Every status has one reward, finite or NULL, and what the verifier failed on says how it failed.
+-- Why: a verdict that sometimes counts and sometimes does not, or a failure that looks like a verdict, bends every mean.
+-- Do: look at tasks/verification.py and at the experiment's verification.rewards.
+SELECT rollout_id, status, reward, failure FROM verdicts
+WHERE NOT isfinite(reward) OR (failure IS NULL) = (status IN ('timeout', 'out_of_memory', 'crashed'))
+   OR status IN (SELECT status FROM verdicts GROUP BY status
+                 HAVING count(DISTINCT reward) > 1 OR count(reward) NOT IN (0, count(*)))

@@ -24,6 +24,7 @@ class ArithmeticVerifier:
 
     name = "arithmetic"
     version = 1
+    warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""

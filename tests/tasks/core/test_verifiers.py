@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.core.verdict import REWARDS, Judgement, Status, reward_of
+from tasks.core.verdict import Judgement, Status
 from tasks.core.verifiers import VERIFIERS, get_verifier
 from tasks.core.verifiers.gsm8k import canonical_integer, gold_answer
 
@@ -140,25 +140,6 @@ def test_a_bad_gold_answer_is_an_error_and_never_a_wrong_completion(name: str) -
 def test_an_answer_column_without_a_gold_integer_is_refused(column: str) -> None:
     with pytest.raises(ValueError, match="expected '#### ' and an integer"):
         gold_answer(column)
-
-
-def test_only_a_verifier_that_failed_leaves_the_reward_unassigned() -> None:
-    assert {status: reward_of(status) for status in Status} == {
-        "correct": 1.0,
-        "wrong": 0.0,
-        "unparseable": 0.0,
-        "truncated": 0.0,
-        "timeout": None,
-        "out_of_memory": None,
-        "crashed": None,
-    }
-
-
-def test_rewards_cannot_be_changed_and_an_unknown_status_has_none() -> None:
-    with pytest.raises(TypeError):
-        REWARDS[Status.WRONG] = 1.0  # type: ignore[index]
-    with pytest.raises(ValueError, match="no reward is defined for status 'good': expected one of correct, wrong"):
-        reward_of("good")  # type: ignore[arg-type]
 
 
 def test_verifiers_are_found_by_their_own_names() -> None:
