@@ -104,9 +104,9 @@ def _verdict_line(pair: Pair, verdict: Verdict, verifier: Verifier, config: Veri
 def _refused(problem: BadPair, num_pairs: int, options: argparse.Namespace) -> ValueError:
     """What is wrong with the line, and what became of the verdicts before it."""
     source = f"{options.input}, " if options.input else ""
-    done = f"The verdicts of the {num_pairs:,} pairs before it were written, nothing of it"
+    done = f"Verdicts before it: {num_pairs:,}, all of them written"
     if options.output:
-        done = f"{options.output} was not written ({num_pairs:,} pairs before it were judged)"
+        done = f"{options.output} was not written: it would lack this verdict and those after it"
     return ValueError(f"{source}{problem}\n{done}. Mend or remove the line and run the command again")
 
 
