@@ -126,7 +126,7 @@ Settings = form_of(Experiment, "Settings")
 ScoringSettings = form_of(Experiment, "ScoringSettings", tuple(key.rstrip(".") for key in SCORING_KEYS))
 """The keys that change how a policy is scored."""
 
-CreditingSettings = form_of(Experiment, "CreditingSettings", ("credit", "verification"))
+CreditingSettings = form_of(Experiment, "CreditingSettings", ("verification", "credit", "contracts"))
 """The keys that change how stored rollouts are judged and credited."""
 
 BenchmarkName = Literal[tuple(sorted(DATASETS))]  # type: ignore[valid-type]

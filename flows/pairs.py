@@ -166,7 +166,9 @@ def _parsed(text: str) -> Any:
 
 def _typed(tree: dict[str, Any], key: str, kind: type, name: str) -> Any:
     if key not in tree:
-        raise ValueError(f"{key}: missing; expected {name}, got only {', '.join(map(_shown, tree)) or 'an empty object'}")
+        raise ValueError(
+            f"{key}: missing; expected {name}, got only {', '.join(map(_shown, tree)) or 'an empty object'}"
+        )
     if not isinstance(tree[key], kind):
         raise ValueError(f"{key}: expected {name}, got {_shown(tree[key])}")
     return tree[key]
@@ -210,5 +212,3 @@ def _finite(number: str) -> float:
     if math.isinf(value):
         raise ValueError(f"no float64 holds {number[:40]}")
     return value
-
-

@@ -28,6 +28,8 @@ from tasks.verification import verification
 
 PURPOSE = "recredit"
 """Purpose of the rows that are added beside those of training."""
+SECTIONS = ("verification.", "credit.", "contracts.")
+"""Keys that a recredit may set."""
 SHOWN_ANSWERS = 5
 """Gold answers named where a verifier refuses them."""
 
@@ -169,10 +171,11 @@ def prepare_recredit(
 
     Raises ConfigError where it cannot be had from what is stored of the run, or is there already.
     """
-    strange = [override for override in overrides if not override.startswith(("credit.", "verification."))]
+    strange = [override for override in overrides if not override.startswith(SECTIONS)]
     if strange:
         raise ConfigError(
-            f"--set {strange[0]}: expected a key that changes credit or verdicts alone (credit.... or verification....)"
+            f"--set {strange[0]}: expected a key that changes verdicts or credit alone, of the sections "
+            f"{', '.join(section.rstrip('.') for section in SECTIONS)}"
         )
     changes = [*overrides, *(f"{k}={v}" for k, v in (("estimator", estimator), ("verifier", verifier)) if v)]
     wanted = apply_overrides(stored, changes)

@@ -207,7 +207,7 @@ class Progress:
         others = [status for status in Status if self._statuses[status] and status != Status.CORRECT]
         if output and others:
             rarest = min(others, key=lambda status: self._statuses[status])
-            yield f"grep '\"status\": \"{rarest}\"' {shlex.quote(str(output))} | head"
+            yield f'grep \'"status": "{rarest}"\' {shlex.quote(str(output))} | head'
         if any(self._statuses[Status(status)] for status in FAILURES):
             yield f"{command_name()} verify --verifier {name} --set verification.timeout_seconds=20 (more time a pair)"
         yield f"{command_name()} recredit RUN --verifier {name}   (a stored run's completions, judged by it)"

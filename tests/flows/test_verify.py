@@ -206,7 +206,7 @@ def test_an_output_file_has_every_verdict_or_stays_as_it_was(judged, tmp_path: P
     assert (code, verdicts) == (0, [])
     statuses = [json.loads(line)["status"] for line in (folder / "real.jsonl").read_text().splitlines()]
     assert statuses == ["correct", "wrong"]
-    assert f"grep '\"status\": \"wrong\"' {target} | head" in err
+    assert f'grep \'"status": "wrong"\' {target} | head' in err
     before = target.read_bytes()
     code, _, err = judged(CORRECT, b"nothing", output=str(target))
     assert code == 2

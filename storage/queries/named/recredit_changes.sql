@@ -78,7 +78,9 @@ FROM (
     FROM verdict_pairs GROUP BY ALL
     UNION ALL
     SELECT 3, step, label, 'advantage', NULL, NULL, count(*) FILTER (is_unpaired OR difference > 0), count(*),
-           coalesce(max(difference), 0), arg_max(rollout_id, difference) FILTER (difference > 0)
+           coalesce(max(difference), 0),
+           coalesce(arg_min(rollout_id, row(-difference, rollout_id)) FILTER (difference > 0),
+                    min(rollout_id) FILTER (is_unpaired))
     FROM differences GROUP BY ALL
     UNION ALL
     SELECT 4, step, label, 'signal', 'no signal', 'signal', count(*) FILTER (after AND NOT before), count(*), NULL,
