@@ -75,8 +75,10 @@ class Verifier(Protocol):
     """The key in the registry and in the `verifier` column."""
     version: int
     """Raised whenever any completion would be judged differently; verdicts of both versions then stand side by side."""
+    needs_algebra: bool
+    """Whether `judge` may return a Comparison: whoever runs such a verifier needs an algebra system."""
     warning: str
-    """What whoever uses it should know; empty for most."""
+    """What somebody who chooses this verifier should know, in one sentence; "" when there is nothing to say."""
 
     def judge(
         self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()

@@ -24,6 +24,7 @@ class ArithmeticVerifier:
 
     name = "arithmetic"
     version = 1
+    needs_algebra = False
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:

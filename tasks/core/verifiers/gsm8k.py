@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tasks.core.verdict import Judgement, Status, unparseable
+from tasks.core.verifiers.boxes import BOX, MARK, Found, after_thoughts, read_box, read_line
 
 MAX_DIGITS = 40
 """Longest integer that is compared: far above any gold answer (GSM8K: 9 digits), far below where int() gets slow."""
@@ -12,9 +12,6 @@ MAX_DIGITS = 40
 _MAX_RAW_CHARACTERS = 200
 """Longer raw answers are not looked at: MAX_DIGITS digits with separators and every decoration are shorter."""
 
-_MARK = "####"
-_BOX = "\\boxed{"
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _SPACE = re.compile(r"(?:[ \t\r\n]|\\,)*+")
 _TRAILING_SPACE = re.compile(r"(?:[ \t\r\n]|\\,)++\Z")
 # [0-9], for \d takes every script's digits. Grouped numbers start with 1-9 ("0,072" is a decimal fraction in half the
@@ -26,13 +23,6 @@ _INTEGER = re.compile(
 )
 _NOT_DIGITS = re.compile(r"[^0-9]")
 _CANONICAL = re.compile(rf"0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}}")
-
-
-class _Found(NamedTuple):
-    raw: str
-    """The text of the answer; an unclosed box keeps its `\\boxed{`, so that it can never be read as an integer."""
-    is_closed: bool
-    """Whether something after the answer ended it: the line's end, the box's brace."""
 
 
 class Gsm8kVerifier:
@@ -67,12 +57,13 @@ class Gsm8kVerifier:
 
     name = "gsm8k"
     version = 1
+    needs_algebra = False
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
         self.check_answer(answer)
-        found = _find_answer(completion.rpartition("</think>")[2])
+        found = _find_answer(after_thoughts(completion))
         if is_truncated and (found is None or not found.is_closed):
             return Judgement(status=Status.TRUNCATED, extracted_answer=None)
         if found is None:
@@ -100,7 +91,7 @@ def gold_answer(answer_column: str) -> str:
     >>> gold_answer("6 boxes hold 6*375=<<6*375=2250>>2250.\\n#### 2,250")
     '2250'
     """
-    _, mark, raw = answer_column.rpartition(_MARK + " ")
+    _, mark, raw = answer_column.rpartition(MARK + " ")
     integer = canonical_integer(raw) if mark else None
     if integer is None:
         raise ValueError(
@@ -153,24 +144,8 @@ def _strip(text: str) -> str:
     return _TRAILING_SPACE.sub("", text[start.end() :])
 
 
-def _find_answer(text: str) -> _Found | None:
-    mark, box = text.rfind(_MARK), text.rfind(_BOX)
+def _find_answer(text: str) -> Found | None:
+    mark, box = text.rfind(MARK), text.rfind(BOX)
     if mark > box:
-        line, line_end, _ = text[mark + len(_MARK) :].partition("\n")
-        return _Found(line, is_closed=bool(line_end))
-    if box >= 0:
-        return _find_box(text[box:])
-    return None
-
-
-def _find_box(text: str) -> _Found:
-    """The content of the box at the start of `text`; every character is looked at once."""
-    depth = 1
-    for token in _BRACE.finditer(text, len(_BOX)):
-        if token[0] == "{":
-            depth += 1
-        elif token[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return _Found(text[len(_BOX) : token.start()], is_closed=True)
-    return _Found(text, is_closed=False)
+        return read_line(text, mark)
+    return read_box(text, box, box + len(BOX)) if box >= 0 else None

@@ -1,0 +1,115 @@
+r"""What may be handed to an algebra system, which is lenient in ways that would pay for wrong answers.
+
+Measured with math-verify 0.9.0, each accepted by it as equal: 5 and 5c ("c" is taken for cents), f'(x) and f(x),
+2516_8 and 2516, 3R^2 and 3r^2, 5 and 4=5, (1,2) and 1,2, 3:40 and 6:80, 1 and 1,\ldots, 2\pi and 6.283185, 10^{-8} and
+0.0. Costly ones such as 9^{9^{9^9}} would only end at a time limit.
+"""
+
+import re
+from collections import Counter
+from typing import Literal
+
+from tasks.core.verifiers.exact_numbers import exact_number
+from tasks.core.verifiers.latex import FUNCTIONS
+from tasks.core.verifiers.shapes import TOKEN
+
+Word = Literal["equal", "different", "unreadable", "undecided"]
+"""What text alone can say of two answers; undecided: an algebra system has the word."""
+
+_READABLE = re.compile(r"[a-zA-Z0-9+\-*/^_{}()\[\]|.,!<>=:'&\\ ]*")
+_GREEK = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
+_KNOWN = FUNCTIONS | frozenset(
+    "\\" + name
+    for name in "frac sqrt binom cdot times div pm mp infty cup cap setminus in notin le ge ne equiv approx emptyset "
+    "ldots langle rangle lfloor rfloor lceil rceil mid mathbb begin{pmatrix} end{pmatrix} { } \\".split() + _GREEK.split()
+)
+# Each must occur equally often on both sides. "=" stands here too: the name in "x=5" is gone by now.
+_STRUCTURE = {
+    "<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "'": "prime", "[": "closed", "]": "closed",
+} | {
+    token: token
+    for token in ("=", "\\ne", "\\in", "\\notin", "\\equiv", "\\approx", "\\pm", "\\mp", "\\cup", "\\cap", "\\setminus")
+} | {token: token for token in ("\\ldots", "\\mid", ":", ",", "\\{", "\\begin{pmatrix}", "&", "\\\\", "\\emptyset", "\\mathbb")}  # fmt: skip
+_SUBSCRIPTED_NUMBER = re.compile(r"[0-9)]_\{")
+_LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
+_LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
+_COSTLY = re.compile(
+    r"\^\{[^{}]*[0-9]{5}"  # a giant exponent
+    r"|\^\{[^a-zA-Z{}]*[\^!]"  # a tower of numbers
+    r"|[)}]\^\{[0-9]{4}"  # a high power of what may be one itself
+    r"|[0-9]{4}!|!!|[)}]!"  # factorials
+    r"|\\binom\{[0-9]{5}"
+    r"|\\cdot\\cdot"  # Python's power
+)
+_POWER_OF_POWER = re.compile(r"\}[)}]\^\{")
+_EXPONENT_DIGITS = re.compile(r"\^\{[+-]?([0-9]+)")
+_MAX_EXPONENT_DIGITS = 4
+
+
+def guarded(answer: str, gold: str) -> Word:
+    r"""What can be said of two answers that are of one shape, not equal as text and not both numbers.
+
+    Unreadable: signs beyond ASCII or of no meaning in mathematics, two numbers beside each other, a command that neither
+    the gold answer nor mathematics here knows, a number that would be costly to work out.
+    Different: words (they are compared as text); other letters, which takes case into account (`e` and `i` may be
+    constants, and cancel); subscripts of numbers (bases), unequal; other relations, brackets, primes, dots or plus-minus
+    signs; a decimal number where the gold answer is none, for it can only be an approximation.
+
+    >>> [guarded(answer, "3r^{2}") for answer in ["3R^{2}", "3rr", "3r^{2}'", "3r^{99999}"]]
+    ['different', 'undecided', 'different', 'unreadable']
+    """
+    if not _READABLE.fullmatch(answer) or _is_costly(answer):
+        return "unreadable"
+    tokens, gold_tokens = TOKEN.findall(answer), TOKEN.findall(gold)
+    commands = {token for token in tokens if token[0] == "\\"} - {"\\text"}
+    if not commands <= _KNOWN | set(gold_tokens):
+        return "unreadable"
+    if "\\text" in (*tokens, *gold_tokens) or not _READABLE.fullmatch(gold) or not commands <= _KNOWN:
+        return "different"
+    if _SUBSCRIPTED_NUMBER.search(answer + " " + gold) or letters(tokens) != letters(gold_tokens):
+        return "different"
+    if _structure(tokens) != _structure(gold_tokens) or _is_approximation(answer, gold):
+        return "different"
+    return "undecided"
+
+
+def letters(tokens: list[str]) -> set[str]:
+    """The variables among the tokens."""
+    return {token for token in tokens if len(token) == 1 and token.isalpha()} - {"e", "i"}
+
+
+def algebra_form(form: str) -> str:
+    r"""The form as math-verify must see it.
+
+    Letters at its end in braces, or it takes them for a unit; every `i` in braces, or it does not see that it is the
+    imaginary unit.
+
+    >>> algebra_form("5c"), algebra_form(r"\pi r"), algebra_form("2i+x"), algebra_form("x")
+    ('5{c}', '\\pi{r}', '2{i}+x', 'x')
+    """
+    tokens = TOKEN.findall(form)
+    if "{i}" not in form:
+        tokens = ["{i}" if token == "i" else token for token in tokens]
+    form = "".join(tokens)
+    return _LAST_LETTERS.sub(lambda match: f"{{{match[1]}}}", form)
+
+
+def _is_costly(answer: str) -> bool:
+    if _COSTLY.search(answer):
+        return True
+    digits = sum(len(exponent) for exponent in _EXPONENT_DIGITS.findall(answer))
+    return digits > _MAX_EXPONENT_DIGITS and _POWER_OF_POWER.search(answer) is not None
+
+
+def _structure(tokens: list[str]) -> Counter[str]:
+    return Counter(_STRUCTURE[token] for token in tokens if token in _STRUCTURE)
+
+
+def _is_approximation(answer: str, gold: str) -> bool:
+    """Whether the answer is a decimal number that stands for an exact one: math-verify rounds to six places."""
+    if "." not in answer:
+        return False
+    return exact_number(answer) is not None or ("." not in gold and _LONG_DECIMAL.search(answer) is not None)

@@ -1,0 +1,213 @@
+r"""The verifier of MATH and of every other task whose answer is one piece of mathematics in a box."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+from tasks.core.verdict import MAX_EXTRACTED_CHARACTERS, Comparison, Judgement, Status, unparseable
+from tasks.core.verifiers.boxes import after_thoughts, last_box
+from tasks.core.verifiers.exact_numbers import exact_number
+from tasks.core.verifiers.guards import Word, algebra_form, guarded
+from tasks.core.verifiers.latex import MAX_CHARACTERS, normal_form
+from tasks.core.verifiers.shapes import UNORDERED, Shape, bare, canonical, shape_of, without_unit
+
+# "x =", "f(x) =", "a_n =": the name of what was asked for. "x \in" likewise.
+_NAME = re.compile(
+    r"(?P<name>(?:[a-zA-Z]|\\[a-z]+)'?(?:_\{[^{}]{1,5}\})?(?:\^\{-1\})?(?:\([a-z](?:,[a-z])*\))?)(?P<sign>=|\\in(?![a-z]))"
+)
+_UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]++)")
+
+
+class MathVerifier:
+    r"""Compares the last box of a completion with a gold answer, as mathematics.
+
+    Rule: everything up to the last </think> is dropped; the answer is the last `\boxed{...}` or `\fbox{...}` that is not
+    in a LaTeX comment (boxes.py). Answer and gold are brought to normal form (latex.py) and compared, in this order:
+    1. Equal as text: correct. Numbers, points, intervals, matrices, lists and sets are equal when their items are, lists
+       and sets in any order; a list and a set of the same items are equal. "x=" and "x \in" are dropped where one of the
+       two has them or both have the same; a unit or percent sign at the end is dropped (two different units are wrong),
+       hence 50\% is 50 and never 0.5. Words are compared without regard to case.
+    2. Numbers (exact_numbers.py): correct or wrong, exactly: 0.333 is not \frac{1}{3}.
+    3. Another shape: wrong. A list where one value was asked for, or one value for a list; another number of items;
+       (1,2) for [1,2], for \{1,2\} or for "1,2"; \pm 2 counts as the list 2,-2.
+    4. What an algebra system would take for equal and is not, or could not take: wrong or unparseable (guards.py).
+    5. All else is a Comparison, for an algebra system. No text of a completion is ever evaluated here.
+
+    Source: the MATH paper (arXiv 2103.03874) and its normalization; verl's math_reward accepts by text alone. Here, unlike
+    there: "1 2" is not 12; "\text{ or }" is a separator and not a unit; a unit never hides what follows it; "k=" is dropped
+    only where gold and answer do not both name something else; 0.5 is \frac{1}{2} as all decimals are fractions.
+
+    Degenerate cases: those of the gsm8k verifier (no box, an unclosed box, a box cut by the length limit, thoughts); an
+    empty box is unparseable; so is an answer of more than MAX_CHARACTERS, of too deep nesting, with unbalanced braces,
+    or with characters beyond ASCII and the signs of latex.py, unless it equals the gold answer, character by character.
+
+    >>> verifier = MathVerifier()
+    >>> verifier.judge(r"So \boxed{\dfrac{1}{2}}.", "0.5", is_truncated=False).status.value
+    'correct'
+    >>> verifier.judge(r"So \boxed{2x+2}.", "2(x+1)", is_truncated=False)
+    Comparison(answer='2x+2', gold='2(x+1)')
+    """
+
+    name = "math"
+    version = 1
+    needs_algebra = True
+    warning = ""
+
+    def judge(
+        self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()
+    ) -> Judgement | Comparison:
+        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
+        gold = _gold_form(answer)
+        box = last_box(after_thoughts(completion))
+        if is_truncated and (box is None or not box[1].is_closed):
+            return Judgement(status=Status.TRUNCATED, extracted_answer=None)
+        if box is None:
+            return unparseable(None)
+        form = normal_form(box[1].raw) if box[1].is_closed else None
+        if form is None:
+            return unparseable(box[1].raw)
+        form, gold = _aligned(form, gold)
+        word = compare(form, gold)
+        if word == "unreadable":
+            return unparseable(box[1].raw)
+        if word == "undecided":
+            return Comparison(answer=algebra_form(_value(form)), gold=algebra_form(_exact(_value(gold))))
+        status = Status.CORRECT if word == "equal" else Status.WRONG
+        return Judgement(status=status, extracted_answer=canonical(form)[:MAX_EXTRACTED_CHARACTERS])
+
+    def check_answer(self, answer: str) -> None:
+        """Accept LaTeX that can be read. Errors: ValueError for what cannot be, and for a whole solution."""
+        _gold_form(answer)
+
+
+def compare(answer: str, gold: str) -> Word:
+    r"""What text says of two answers in normal form.
+
+    >>> [compare(answer, "(1,\\pi)") for answer in ["(1.0,\\pi)", "(1,-\\pi)", "(2,\\pi)", "1,\\pi", "(1,\\foo)"]]
+    ['equal', 'undecided', 'different', 'different', 'unreadable']
+    """
+    if answer == gold:
+        return "equal"
+    shape, gold_shape = shape_of(answer), shape_of(gold)
+    if len(shape.items) != len(gold_shape.items):
+        return "different"
+    if shape.kind in UNORDERED and gold_shape.kind in UNORDERED:
+        return _compare_unordered(shape, gold_shape)
+    if shape.kind != gold_shape.kind:
+        return "different"
+    if shape.kind == "value":
+        return _compare_values(shape.items[0], gold_shape.items[0])
+    words = [compare(item, gold_item) for item, gold_item in zip(shape.items, gold_shape.items, strict=True)]
+    if shape.kind == "ratio" and "undecided" in words:
+        return "different"
+    if "undecided" in words and ("\\text" in answer + gold or "\\%" in answer + gold):
+        return "different"
+    ranks: tuple[Word, ...] = ("different", "unreadable", "undecided")
+    return next((word for word in ranks if word in words), "equal")
+
+
+def gold_answer(solution: str) -> str:
+    r"""The content of the last box of a MATH row's `solution`. Errors: ValueError when there is none.
+
+    `\boxed 7$`, without a brace, stands in a few solutions: its answer ends at the '$' or with the line.
+
+    >>> gold_answer(r"So $x^2 = 4$ and $x = \boxed{\pm 2}$.")
+    '\\pm 2'
+    """
+    box = last_box(solution)
+    if box is not None and box[1].is_closed:
+        return box[1].raw.strip()
+    unbraced = [match["answer"].strip() for match in _UNBRACED_BOX.finditer(solution)]
+    if box is None and unbraced:
+        return unbraced[-1]
+    raise ValueError(
+        f"solution ends in {solution[-60:]!r}: expected a last \\boxed{{...}} that is closed, as in every row of MATH; "
+        "check that the column is `solution`"
+    )
+
+
+@lru_cache(maxsize=4096)
+def _gold_form(answer: str) -> str:
+    form = None if "\\boxed" in answer or "\\fbox" in answer else normal_form(answer)
+    if form is None:
+        raise ValueError(
+            f"gold answer {answer[:MAX_EXTRACTED_CHARACTERS]!r} cannot be compared: the math verifier expected the LaTeX of "
+            f"an answer without its \\boxed, not empty, at most {MAX_CHARACTERS} characters, with matching braces and no "
+            "control characters; take MATH's `solution` column through gold_answer(), or choose another verifier"
+        )
+    return form
+
+
+def _aligned(answer: str, gold: str) -> tuple[str, str]:
+    """Both without the names that only one of them has, or both have, and with plus-minus written out."""
+    names, gold_names = _names(answer), _names(gold)
+    if names == gold_names or not ("=" in gold or "\\in" in gold):
+        answer = _unnamed(answer) if names else answer
+    if names == gold_names or not ("=" in answer or "\\in" in answer):
+        gold = _unnamed(gold) if gold_names else gold
+    return _both_signs(answer), _both_signs(gold)
+
+
+def _names(form: str) -> set[str]:
+    """The one name that all items have; empty when they have none or several."""
+    shape = shape_of(form)
+    matches = [_NAME.match(item) for item in (shape.items if shape.kind == "list" else (form,))]
+    names = {"" if match is None else match[0] for match in matches}
+    return names if len(names) == 1 and "" not in names else set()
+
+
+def _unnamed(form: str) -> str:
+    shape = shape_of(form)
+    return ",".join(_NAME.sub("", item, count=1) for item in (shape.items if shape.kind == "list" else (form,)))
+
+
+def _both_signs(form: str) -> str:
+    if form.count("\\pm") != 1 or "\\mp" in form or shape_of(form).kind != "value":
+        return form
+    before, _, after = form.partition("\\pm")
+    return f"{before}{'+' if before else ''}{after.lstrip()},{before}-{after.lstrip()}"
+
+
+def _compare_unordered(shape: Shape, gold_shape: Shape) -> Word:
+    """Equal items cancel; the rest is decided when all of it are numbers, and else only together."""
+    keys = Counter(canonical(item) for item in shape.items)
+    gold_keys = Counter(canonical(item) for item in gold_shape.items)
+    if keys == gold_keys:
+        return "equal"
+    rest = [item for item in shape.items if canonical(item) not in gold_keys]
+    gold_rest = [item for item in gold_shape.items if canonical(item) not in keys]
+    numbers = [exact_number(item) is not None for item in rest]
+    gold_numbers = [exact_number(item) is not None for item in gold_rest]
+    if not rest or not gold_rest or (all(numbers) and all(gold_numbers)):
+        return "different"
+    if any(is_number and "." in item for is_number, item in zip(numbers, rest, strict=True)):
+        return "different"
+    return guarded(",".join(shape.items), ",".join(gold_shape.items))
+
+
+def _compare_values(answer: str, gold: str) -> Word:
+    (answer, unit), (gold, gold_unit) = without_unit(answer), without_unit(gold)
+    if unit and gold_unit and unit != gold_unit:
+        return "different"
+    number, gold_number = exact_number(answer), exact_number(gold)
+    if number is not None and gold_number is not None:
+        return "equal" if number == gold_number else "different"
+    words, gold_words = bare(answer), bare(gold)
+    if words == gold_words:
+        return "equal"
+    if "\\text" in gold and len(gold_words) > 2 and not gold_words.isupper() and words.isascii():
+        return "equal" if words.lower() == gold_words.lower() else guarded(answer, gold)
+    return guarded(answer, gold)
+
+
+def _value(form: str) -> str:
+    """A single value without its unit, which an algebra system would read in its own way; all else as it is."""
+    shape = shape_of(form)
+    return without_unit(shape.items[0])[0] if shape.kind == "value" else form
+
+
+def _exact(gold: str) -> str:
+    """A gold decimal as a fraction: math-verify would compare a float, rounded to six places."""
+    number = exact_number(gold) if "." in gold else None
+    return gold if number is None else f"\\frac{{{number.numerator}}}{{{number.denominator}}}"
