@@ -126,7 +126,7 @@ class PairReader:
                 "it out"
             )
         completion, answer = (_typed(tree, key, str, "text") for key in ("completion", "answer"))
-        options = tree.get("options") or []
+        options = [] if tree.get("options") is None else tree["options"]
         if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
             raise ValueError(f'options: expected a list of text, for example ["a", "b"], got {_shown(options)}')
         for key, text in (("answer", answer), *(("options", option) for option in options)):
@@ -152,7 +152,7 @@ class PairReader:
 
 
 def _parsed(text: str) -> Any:
-    """The JSON value. Errors: ValueError for text that is no JSON, and for numbers and nesting beyond what can be held."""
+    """The JSON value. Errors: ValueError for what is no JSON, and for numbers and nesting beyond what can be held."""
     try:
         return json.loads(text, parse_constant=_no_json, parse_float=_finite)
     except json.JSONDecodeError as error:
