@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import io
+import json
 import os
 import signal
 import sys
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C)."""
     options = _parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if getattr(options, "hub_root", None) is not None:
+        options.set = [*options.set, f"hub_root={json.dumps(options.hub_root)}"]
     try:
         code: int = options.command(options)
     except KeyboardInterrupt:
@@ -78,29 +81,30 @@ def _parser() -> argparse.ArgumentParser:
     working = argparse.ArgumentParser(add_help=False)
     working.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
     working.add_argument("--no-server", action="store_true", help="run the stages without a Prefect server")
+    hub = argparse.ArgumentParser(add_help=False)
+    hub.add_argument(
+        "--hub-root", metavar="FOLDER", help="read datasets from this mirror of the Hub (short for --set hub_root=…)"
+    )
 
     def add(name: str, command: Callable[[Any], int], help: str, *parents: argparse.ArgumentParser) -> Any:
         sub = subparsers.add_parser(name, help=help, description=help, parents=[*parents, common])
         sub.set_defaults(command=command)
         return sub
 
-    train = add("train", commands.train, "train as an experiment says, from the last committed stage", working)
+    train = add("train", commands.train, "train as an experiment says, from the last committed stage", working, hub)
     train.add_argument("experiment", help="a name in deployments/experiments, or a .toml file")
-    evaluate = add("evaluate", commands.evaluate, "score a policy on benchmarks", working)
+    evaluate = add("evaluate", commands.evaluate, "score a policy on benchmarks", working, hub)
     evaluate.add_argument(
         "policy", help="a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id)"
     )
-    evaluate.add_argument("--benchmarks", default="", help="names, separated by commas (default: those of its run)")
+    evaluate.add_argument(
+        "--benchmarks", default="", help="names, separated by commas, or all (default: those of its run)"
+    )
     evaluate.add_argument("--limit", type=int, help="score only this many prompts of each benchmark")
     rerun = add("rerun", commands.rerun, "compute a stage of a stored run again, and what depends on it", working)
     rerun.add_argument("run", help="a stored run, or the beginning of its name")
     _add_rerun(rerun, required=True)
-    plan = add("plan", commands.plan, "say which stages are stored, which would run, why, and at what expected cost")
-    plan.add_argument("experiment", help="an experiment, as for train, or a stored run")
-    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
-    plan.add_argument("--format", choices=("table", "json"), default="table")
-    _add_rerun(plan, required=False)
-    plan.epilog = "Nothing is executed. Exit code: 0 when nothing would run, 3 when something would."
+    _add_plan(add, hub)
     recredit = add("recredit", commands.recredit, "judge or credit a run's stored rollouts in another way", working)
     recredit.add_argument("run", help="a stored run, or the beginning of its name")
     recredit.add_argument("--estimator", help="another advantage estimator (default: the run's)")
@@ -116,6 +120,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_storage_commands(add)
     return parser
+
+
+def _add_plan(add: Callable[..., Any], hub: argparse.ArgumentParser) -> None:
+    help = "say which stages are stored, which would run, why, and at what expected cost"
+    plan = add("plan", commands.plan, help, hub)
+    plan.add_argument("experiment", help="an experiment, as for train, or a stored run")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
+    plan.add_argument("--format", choices=("table", "json"), default="table")
+    _add_rerun(plan, required=False)
+    plan.epilog = "Nothing is executed. Exit code: 0 when nothing would run, 3 when something would."
 
 
 def _add_storage_commands(add: Callable[..., Any]) -> None:

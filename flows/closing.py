@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flows.next_commands import command_name, next_commands
 from flows.progress import RunListener
+from flows.score_table import MIN_WIDTH, changes_table, print_scores
 from flows.server import history_command
 from storage.catalog import open_catalog
 from tasks.config import Experiment
@@ -26,16 +27,17 @@ def print_closing(
     final_step: int | None,
     has_history: bool,
 ) -> None:
-    """Print scores before and after, branch statistics, time per stage and three commands.
+    """Print scores (of a training: before and after, and branch statistics), time per stage and three commands.
 
     `again` is the command that did the work; `final_step` the step it scored, None for a training run: its last.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else MIN_WIDTH)
     connection = open_catalog(data_root)
-    last = experiment.steps if final_step is None else final_step
-    console.print(_scores(listener, experiment, last, compares=final_step is None))
-    if final_step is None:
-        for line in branch_lines(connection, experiment.run, last):
+    if final_step is not None:
+        print_scores(console, listener, experiment, data_root)
+    else:
+        console.print(changes_table(listener, experiment, experiment.steps))
+        for line in branch_lines(connection, experiment.run, experiment.steps):
             console.print(line, markup=False, soft_wrap=True)
     console.print(_stages(listener))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
@@ -45,23 +47,6 @@ def print_closing(
         console.print(f"  {command}", markup=False, soft_wrap=True)
     if has_history:
         console.print(f"History in Prefect's UI:\n  {history_command(data_root)}", markup=False, soft_wrap=True)
-
-
-def _scores(listener: RunListener, experiment: Experiment, last: int, *, compares: bool) -> Table:
-    table = Table(title=f"Scores of {experiment.run}", title_justify="left")
-    steps = [0, last] if compares and last else [last]
-    for name in ("benchmark", "decoding"):
-        table.add_column(name)
-    for name in ("before", "after") if len(steps) == 2 else ("score",):
-        table.add_column(name, justify="right")
-    shown: dict[tuple[str, str], dict[int, str]] = {}
-    for step, score in listener.scores:
-        mean, stderr = score["mean"], score["stderr"]
-        text = "-" if mean is None else f"{mean:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
-        shown.setdefault((score["benchmark"], score["decoding"]), {})[step] = text
-    for (benchmark, decoding), by_step in sorted(shown.items()):
-        table.add_row(benchmark, decoding, *(by_step.get(step, "-") for step in steps))
-    return table
 
 
 def branch_lines(connection: duckdb.DuckDBPyConnection, run: str, last: int) -> list[str]:

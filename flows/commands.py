@@ -63,12 +63,14 @@ def _watched(
     from flows.next_commands import command_name
     from flows.progress import make_listener, watching
     from flows.run import check_writable, find_sources
+    from flows.scoring import BenchmarksFailed
     from flows.server import prefect_server, without_server
 
     check_writable(options.data_root)
     find_sources(experiment, has_policy=stored or recredits)
     listener = make_listener(experiment)
     again = f"{command_name()} {shlex.join(options.arguments)}"
+    failure = None
     try:
         with ExitStack() as stack:
             stack.enter_context(
@@ -79,12 +81,18 @@ def _watched(
     except KeyboardInterrupt:
         print(f"\nStopped. Every finished stage is stored; go on from there with:\n  {again}", file=sys.stderr)
         return 130
+    except BenchmarksFailed as error:
+        if step is None:
+            raise
+        failure = error  # after the table of what was scored
     if recredits:
         print_recredited(experiment, options.data_root, listener)
         return 0
     print_closing(
         experiment, options.data_root, listener, again=again, final_step=step, has_history=not options.no_server
     )
+    if failure is not None:
+        raise failure
     return 0
 
 

@@ -27,7 +27,7 @@ def evaluate(
 
     Args:
         policy: a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id).
-        benchmarks: names in the registry; none: those of the policy's run.
+        benchmarks: names in the registry, or all: every one that comes from the Hub; none: those of the policy's run.
         settings: keys that differ from the run's experiment.
         data_root: folder that holds artifacts, log and tables.
     """

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
 
-from flows.stored_runs import SCORING_KEYS
+from flows.stored_runs import ALL, SCORING_KEYS
 from flows.takes import StageName
 from tasks.bounds import Bounds
 from tasks.config import Experiment
@@ -129,7 +129,7 @@ ScoringSettings = form_of(Experiment, "ScoringSettings", tuple(key.rstrip(".") f
 CreditingSettings = form_of(Experiment, "CreditingSettings", ("verification", "credit", "contracts"))
 """The keys that change how stored rollouts are judged and credited."""
 
-BenchmarkName = Literal[tuple(sorted(DATASETS))]  # type: ignore[valid-type]
+BenchmarkName = Literal[(ALL, *sorted(DATASETS))]  # type: ignore[valid-type]
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]
 VerifierName = Literal[  # type: ignore[valid-type]
     tuple(name for verifier in sorted(VERIFIERS) for name in (verifier, f"{verifier}@{VERIFIERS[verifier].version}"))

@@ -18,11 +18,11 @@ def next_commands(experiment: Experiment, data_root: Path, again: str) -> list[s
     )
     by_td = f"SELECT step, token, td, advantage, base_advantage FROM token_credit {run} ORDER BY abs(td) DESC LIMIT 10"
     by_status = f"SELECT step, status, count(*) FROM verdicts {run} AND purpose = 'eval' GROUP BY ALL ORDER BY ALL"
-    scores = f"SELECT step, benchmark, decoding, mean, stderr FROM scores {run} ORDER BY ALL"
     if experiment.steps and again.split()[1] == "train":
         grpo = f"{again} --set run={experiment.run}-grpo --set estimator=grpo"
         return [f'{tempo} sql "{by_step}"{root}', f'{tempo} sql "{by_td}"{root}', grpo]
-    return [f'{tempo} sql "{statement}"{root}' for statement in (scores, by_status)] + [f"{tempo} runs{root}"]
+    scores = f"{tempo} sql --query scores --run {experiment.run}{root}"
+    return [scores, f'{tempo} sql "{by_status}"{root}', f"{tempo} runs{root}"]
 
 
 def command_name() -> str:

@@ -3,13 +3,15 @@
 A stage whose input would be made anew is undecided until then: when the new contents equal the old ones it is a hit.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flows.history import Cost, History, stored_experiment
 from flows.loop import walk
+from flows.next_commands import command_name
 from flows.run import at_attempt, find_sources
 from flows.takes import Rerun, settings_at, split_overrides
 from storage.artifact import Artifact, Part, Store
@@ -60,6 +62,8 @@ class PlannedStage:
     """For people: what differs, from what to what; empty for a hit."""
     cost: Cost
     """Expected of a stage that would run, from its last executions; zero for a hit."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What the stored artifact of a hit says of itself."""
 
     @property
     def is_hit(self) -> bool:
@@ -71,7 +75,16 @@ class PlannedStage:
         return {"stage": self.stage, **place, "plan": "hit" if self.is_hit else "run", "why": self.kind} | {
             "reason": self.reason,
             **cost,
+            **({"overlap": self.overlap} if self.stage == "separation" else {}),
         }
+
+    @property
+    def overlap(self) -> Mapping[str, Any] | None:
+        """A separation's counts of the benchmark's prompts that share words with training prompts, where stored."""
+        return {name: self.summary[name] for name in OVERLAP_COUNTS} if self.summary else None
+
+
+OVERLAP_COUNTS = ("num_prompts", "num_exact", "num_13gram")
 
 
 class Planner:
@@ -87,7 +100,7 @@ class Planner:
         artifact = None if waits else call.place.run.store.find(call.stage, call.key, sets_aside=False)
         if artifact is not None:
             call.remember(artifact)
-            self.stages.append(PlannedStage(call.place, call.stage, "hit", "", Cost()))
+            self.stages.append(PlannedStage(call.place, call.stage, "hit", "", Cost(), artifact.summary))
             return artifact
         kind, reason = self._why(call, waits)
         rebuilt = self._num_to_rebuild(call)
@@ -191,7 +204,7 @@ def _refuse_beyond(take: Take, stages: list[PlannedStage], run: str) -> None:
 
 
 def lines(stages: list[PlannedStage]) -> Iterator[str]:
-    """The plan for a terminal: a line per stage, then the sums."""
+    """The plan for a terminal: a line per stage, the sums, then what is known of benchmarks among training prompts."""
     for planned in stages:
         name = f"{planned.stage} {planned.place.label}".strip()
         tail = "" if planned.is_hit else f"{planned.cost.describe():<28}  {planned.reason}"
@@ -204,3 +217,24 @@ def lines(stages: list[PlannedStage]) -> Iterator[str]:
         + (f" ({undecided} of them only if their inputs change)" if undecided else "")
         + (f"; expected: {total.describe()}" if to_run else "; nothing to do")
     )
+    yield from _overlap_lines([planned for planned in stages if planned.stage == "separation"])
+
+
+def _overlap_lines(separations: list[PlannedStage]) -> Iterator[str]:
+    for planned in separations:
+        found = planned.overlap
+        if found and (found["num_exact"] or found["num_13gram"]):
+            name, root = planned.place.label, planned.place.run.store.root
+            query = (
+                "SELECT DISTINCT benchmark_prompt_id, prompt_id, kind, num_shared_ngrams FROM shared_prompts "
+                f"WHERE benchmark_prompt_id LIKE '{name}/%'"
+            )
+            where = "" if root == Path("data") else f" --data-root {shlex.quote(str(root))}"
+            counts = f"{found['num_13gram']} of {found['num_prompts']} prompts share 13 words in a row"
+            yield (
+                f"warning: {name}: {counts} with training prompts (exact: {found['num_exact']}): "
+                f'{command_name()} sql "{query}"{where}'
+            )
+    unknown = [planned.place.label for planned in separations if planned.overlap is None]
+    if unknown:
+        yield f"not known yet: whether prompts of {', '.join(unknown)} are training prompts (stage separation)"

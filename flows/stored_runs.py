@@ -13,6 +13,7 @@ from flows.takes import stored_takes
 from storage.artifact import Artifact, Store
 from storage.catalog import open_catalog
 from tasks.config import Experiment
+from tasks.datasets import available_benchmarks, get_dataset
 from tasks.experiment import apply_overrides, parse_experiment
 from tasks.place import Take
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SCORING_KEYS = ("evaluation.", "sampler.", "prompts.", "arithmetic.", "contracts.", "hub_root", "device", "threads")
 """Keys that `tempo evaluate --set` takes."""
+ALL = "all"
+"""In place of names: every benchmark that comes from the Hub."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,40 @@ def _checkpoint(policy: str) -> StoredPolicy:
 
 
 def evaluation_experiment(stored: StoredPolicy, benchmarks: Sequence[str], overrides: Sequence[str]) -> Experiment:
-    """The experiment of the policy's run with other benchmarks and overrides. Raises ConfigError."""
-    experiment = dataclasses.replace(stored.experiment, benchmarks=tuple(benchmarks) or stored.experiment.benchmarks)
+    """The experiment of the policy's run with overrides and other benchmarks, of which ALL names every one.
+
+    Raises ConfigError, and ValueError for benchmarks that are not there.
+    """
     fixed = [key for key in overrides if not key.startswith(SCORING_KEYS)]
     if fixed:
         raise ValueError(
             f"--set {fixed[0]}: expected a key that changes how a policy is scored ({', '.join(SCORING_KEYS)}); the "
             "policy and its run are given"
         )
-    if not experiment.benchmarks:
-        raise ValueError("benchmarks: expected at least one, got none: name them with --benchmarks a,b")
-    return apply_overrides(experiment, overrides)
+    experiment = apply_overrides(stored.experiment, overrides)
+    names = tuple(dict.fromkeys(benchmarks)) or experiment.benchmarks
+    if not names:
+        raise ValueError("benchmarks: expected at least one, got none: name them with --benchmarks a,b (or all)")
+    if ALL in names:
+        names = _every_benchmark(names, experiment.hub_root)
+    return dataclasses.replace(experiment, benchmarks=names)
+
+
+def _every_benchmark(names: Sequence[str], hub_root: str | None) -> tuple[str, ...]:
+    """Every benchmark of the registry that comes from the Hub. Raises ValueError when a mirror lacks some of them."""
+    others = [name for name in names if name != ALL]
+    if others:
+        raise ValueError(f"benchmarks: expected {ALL!r} alone or names, got {ALL!r} beside {', '.join(others)}")
+    present, missing = available_benchmarks(hub_root)
+    if not missing:
+        return present
+    there = (
+        f"To score those that are there: --benchmarks {','.join(present)}. Or mirror the others"
+        if present
+        else "Mirror them"
+    )
+    lacking = ", ".join(f"{name} ({get_dataset(name, 'benchmarks').hub_id})" for name in missing)
+    raise ValueError(
+        f"benchmarks: {ALL!r} is {len(present) + len(missing)} benchmarks, and {hub_root} lacks {len(missing)} of "
+        f"them: {lacking}. {there} (OWNER/NAME with the Hub's files), or leave the folder out to load all from the Hub"
+    )

@@ -39,7 +39,7 @@ DROPPED_PROMPTS = Table(
         _c("dataset", TEXT, "Name in the registry of datasets."),
         _c("split", TEXT, "Split of the dataset."),
         _c("row_index", INT64, "Row in that split, from 0."),
-        _c("reason", TEXT, "'too long' (more than prompts.max_tokens) or 'empty'."),
+        _c("reason", TEXT, "'too long' (more than prompts.max_tokens), 'too short' or 'empty'."),
         _c("num_tokens", INT32, "Tokens of the rendered prompt."),
     ),
 )

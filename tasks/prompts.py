@@ -1,21 +1,25 @@
 """Stage `prompts`: a dataset's split becomes the prompts table, rendered and tokenized for the run's policy."""
 
-import hashlib
+from collections import Counter
 from typing import Any
 
 from storage.artifact import Part
 from tasks.config import PromptsConfig
 from tasks.core.seeds import derive_seed
 from tasks.core.verifiers import get_verifier
-from tasks.datasets import DATASETS, DatasetSource, Example
+from tasks.datasets import SHOWN_ROWS, DatasetSource
+from tasks.few_shot import draw
+from tasks.registry import DATASETS
+from tasks.rows import Example
 from tasks.stage import Context, Summary, stage
+from tasks.templates import asked, render
 
 
 class BadPrompts(ValueError):
     """The dataset does not give prompts that can be used."""
 
 
-@stage("prompts", version=2)
+@stage("prompts", version=3)
 def prompts(
     context: Context, *, source: DatasetSource, tokenizer: Part, config: PromptsConfig, verifier: str
 ) -> Summary:
@@ -24,18 +28,14 @@ def prompts(
 
     tokenize = AutoTokenizer.from_pretrained(tokenizer.path, local_files_only=True)
     dataset = DATASETS[source.dataset]
-    examples = _limited(list(source.examples()), config.limit)
+    examples = _limited(source.examples(), config.limit)
     _check_answers(examples, verifier, source)
-    texts, template = _render(tokenize, [example.question for example in examples], dataset.suffix)
+    solved = list(map(draw(source, config.few_shot), examples))
+    texts, template = render(tokenize, [asked(dataset, example) for example in examples], config, solved, dataset)
     token_ids = [tokenize(text, add_special_tokens=template == "plain").input_ids for text in texts]
-    kept = _within_limit(token_ids, config, source)
-    if not kept:
-        raise BadPrompts(
-            f"dataset {source.dataset}, split {source.split}: expected at least one prompt, got none of "
-            f"{len(examples)} rows (all are empty or longer than prompts.max_tokens = {config.max_tokens})"
-            if examples
-            else f"dataset {source.dataset}: the split {source.split} has no rows: there is nothing to train on"
-        )
+    reasons = [_reason(len(ids), config) for ids in token_ids]
+    _check_lengths(token_ids, reasons, config, source)
+    kept = [i for i, reason in enumerate(reasons) if reason is None]
     context.staging.add_table(
         "prompts",
         {
@@ -48,32 +48,42 @@ def prompts(
             "prompt_text": [texts[i] for i in kept],
             "prompt_token_ids": [token_ids[i] for i in kept],
             "question": [examples[i].question for i in kept],
-            "options": [None] * len(kept),
-            "subject": [None] * len(kept),
-            "level": [None] * len(kept),
+            "options": [list(examples[i].options) or None for i in kept],
+            "subject": [examples[i].subject for i in kept],
+            "level": [examples[i].level for i in kept],
             "answer": [examples[i].answer for i in kept],
             "verifier": [verifier] * len(kept),
         },
     )
-    context.staging.add_table("dropped_prompts", _dropped(source, examples, token_ids, kept))
-    return {"num_prompts": len(kept), "num_dropped": len(examples) - len(kept)}
+    context.staging.add_table("dropped_prompts", _dropped(source, examples, token_ids, reasons))
+    by_reason = Counter(f"num_{reason.replace(' ', '_')}" for reason in reasons if reason)
+    return {"num_prompts": len(kept), "num_dropped": len(examples) - len(kept), **by_reason}
 
 
 def _prompt_id(source: DatasetSource, example: Example) -> str:
     return f"{source.dataset}/{source.split}/{example.row_index:06d}"
 
 
+def _reason(num_tokens: int, config: PromptsConfig) -> str | None:
+    """Why a row does not become a prompt; None for one that does."""
+    if not num_tokens:
+        return "empty"
+    if num_tokens < config.min_tokens:
+        return "too short"
+    return "too long" if num_tokens > config.max_tokens else None
+
+
 def _dropped(
-    source: DatasetSource, examples: list[Example], token_ids: list[list[int]], kept: list[int]
+    source: DatasetSource, examples: list[Example], token_ids: list[list[int]], reasons: list[str | None]
 ) -> dict[str, Any]:
     """Columns of dropped_prompts: the rows that were left out, and why."""
-    dropped = sorted(set(range(len(examples))) - set(kept))
+    dropped = [i for i, reason in enumerate(reasons) if reason is not None]
     return {
         "prompt_id": [_prompt_id(source, examples[i]) for i in dropped],
         "dataset": [source.dataset] * len(dropped),
         "split": [source.split] * len(dropped),
         "row_index": [examples[i].row_index for i in dropped],
-        "reason": ["too long" if token_ids[i] else "empty" for i in dropped],
+        "reason": [reasons[i] for i in dropped],
         "num_tokens": [len(token_ids[i]) for i in dropped],
     }
 
@@ -97,32 +107,32 @@ def _check_answers(examples: list[Example], verifier: str, source: DatasetSource
         except ValueError as error:
             bad.append(f"row {example.row_index}: {error}")
     if bad:
+        more = f"; and {len(bad) - SHOWN_ROWS} more" if len(bad) > SHOWN_ROWS else ""
         raise BadPrompts(
             f"dataset {source.dataset}, split {source.split}: {len(bad)} of {len(examples)} answers cannot be compared "
-            f"by the verifier {verifier!r}; the first: {bad[0]}. Choose the verifier that fits the dataset"
+            f"by the verifier {verifier!r}: {'; '.join(bad[:SHOWN_ROWS])}{more}. Choose the verifier that fits the "
+            "dataset"
         )
 
 
-def _render(tokenizer: Any, questions: list[str], suffix: str) -> tuple[list[str], str]:
-    """The prompts' texts, and what made them: the checkpoint's chat template (by digest) or plain text."""
-    asked = [f"{question} {suffix}" if suffix else question for question in questions]
-    if tokenizer.chat_template is None:
-        return ([f"{text}\n" for text in asked] if suffix else asked), "plain"
-    texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        for text in asked
-    ]
-    return texts, f"chat:{hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]}"
-
-
-def _within_limit(token_ids: list[list[int]], config: PromptsConfig, source: DatasetSource) -> list[int]:
-    """Indices of the prompts that are short enough; refuses longer ones unless the experiment drops them."""
-    overlong = [i for i, ids in enumerate(token_ids) if len(ids) > config.max_tokens]
-    if overlong and config.overlong == "refuse":
+def _check_lengths(
+    token_ids: list[list[int]], reasons: list[str | None], config: PromptsConfig, source: DatasetSource
+) -> None:
+    """Refuse overlong prompts, unless the experiment drops them, and a set of which nothing is left."""
+    where = f"dataset {source.dataset}, split {source.split}"
+    num_overlong = reasons.count("too long")
+    if num_overlong and config.overlong == "refuse":
         longest = max(len(ids) for ids in token_ids)
         raise BadPrompts(
-            f"dataset {source.dataset}, split {source.split}: {len(overlong)} of {len(token_ids)} prompts are longer "
-            f"than prompts.max_tokens = {config.max_tokens} (the longest has {longest} tokens). Raise the limit, or "
-            "leave them out with --set prompts.overlong=drop"
+            f"{where}: {num_overlong} of {len(token_ids)} prompts are longer than prompts.max_tokens = "
+            f"{config.max_tokens} (the longest has {longest} tokens). Raise the limit, or leave them out with --set "
+            "prompts.overlong=drop"
         )
-    return [i for i, ids in enumerate(token_ids) if 0 < len(ids) <= config.max_tokens]
+    if not token_ids:
+        raise BadPrompts(f"{where}: the split has no rows: there is nothing to train on or to score")
+    if None not in reasons:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(map(str, reasons)).items()))
+        raise BadPrompts(
+            f"{where}: expected at least one prompt, got none of {len(token_ids)} rows ({counts}; prompts.min_tokens = "
+            f"{config.min_tokens}, prompts.max_tokens = {config.max_tokens})"
+        )

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,15 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
     else:
         where = f"the Hub ({hub_id} at {revision[:12]})"
         source = {"path": hub_id, "revision": revision}
-        remedy = "Offline, mirror the dataset's folder and name its root with --set hub_root=FOLDER"
+        remedy = (
+            "Offline, mirror the dataset's folder (OWNER/NAME with its files) and name the folder that holds it with "
+            "--hub-root FOLDER, which is --set hub_root=FOLDER"
+        )
     try:
         return datasets.load_dataset(**source, name=config, split=split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # DatasetGenerationError says only that there was an error
+        reason = reason.partition(" with any supported extension")[0]  # 200 of them follow
         raise NotFound(f"could not load the split {split!r} of {hub_id} from {where}: {reason}. {remedy}") from None
 
 
@@ -49,19 +54,34 @@ def _mirror(hub_id: str, hub_root: str) -> Path:
     return folder
 
 
-def mirror_revision(hub_id: str, config: str | None, hub_root: str) -> str:
+def has_split(hub_id: str, config: str | None, split: str, hub_root: str) -> bool:
+    """Whether a mirror has files for the split of that configuration. Reads no row."""
+    import datasets
+
+    folder = Path(hub_root) / hub_id
+    if not folder.is_dir():
+        return False
+    try:
+        files = datasets.load_dataset_builder(str(folder), name=config).config.data_files or {}
+    except (ValueError, OSError, datasets.exceptions.DatasetsError):
+        return False
+    return bool(files.get(split))
+
+
+def mirror_revision(hub_id: str, configs: Sequence[str], hub_root: str) -> str:
     """`local:` and 16 digits of the digest of a mirrored dataset's data files: a mirror may hold only some rows.
 
-    Raises NotFound when the folder does not exist.
+    Where configurations have folders of their own, those folders count. Raises NotFound when the dataset's does not
+    exist.
     """
     folder = _mirror(hub_id, hub_root)
-    inside = folder / config if config and (folder / config).is_dir() else folder
     sha = hashlib.sha256()
-    for file in sorted(inside.rglob("*")):
-        if file.is_file():
-            with file.open("rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            sha.update(f"{file.relative_to(inside)}:{digest};".encode())
+    for inside in [folder / config for config in configs if (folder / config).is_dir()] or [folder]:
+        for file in sorted(inside.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                sha.update(f"{file.relative_to(inside)}:{digest};".encode())
     return f"local:{sha.hexdigest()[:16]}"
 
 

@@ -121,6 +121,12 @@ def put(table: str, holds: Callable[[Row], bool] = lambda row: True, **values: A
     return change
 
 
+def add_a_part(rows: Rows) -> None:
+    score = first(rows["scores"])
+    shared = {name: score[name] for name in ("benchmark", "policy", "decoding", "mean", "stderr", "truncation_rate")}
+    rows["score_parts"].append(shared | {"kind": "level", "part": "1", "n": score["n"] - 1})
+
+
 def fail_a_quarter(rows: Rows) -> None:
     for row in rows["verdicts"][::4]:
         row |= {"status": "crashed", "reward": None, "failure": "on purpose"}
@@ -134,8 +140,12 @@ def repeat_a_dropped_prompt(rows: Rows) -> None:
 
 def share_a_prompt(rows: Rows) -> None:
     shared = {"benchmark_prompt_id": "arithmetic/test/000001", "prompt_id": "arithmetic/train/000003"}
-    words = {"prompt_text": "1+2=", "kind": "exact", "num_shared_ngrams": 0}
-    rows["shared_prompts"].append(shared | words)
+    rows["shared_prompts"].append(shared | {"prompt_text": "1+2=", "kind": "exact", "num_shared_ngrams": 0})
+
+
+def share_13_words(rows: Rows) -> None:
+    share_a_prompt(rows)
+    rows["shared_prompts"][-1] |= {"kind": "13-gram", "num_shared_ngrams": 5}
 
 
 BROKEN = [
@@ -173,6 +183,12 @@ BROKEN = [
     ("training", "sampler_and_trainer_agree", put("updates", mismatch_p05=-0.224, ratio_p05=1.0, ratio_p95=1.0)),
     ("training", "group_is_trained_once", lose("update_groups")),
     ("evaluation", "score_counts_every_completion", put("scores", k=3)),
+    ("evaluation", "score_counts_every_completion", put("scores", maj_at_k=1.01)),
+    ("evaluation", "score_counts_every_completion", put("scores", pass_at_k=0.123)),
+    ("evaluation", "score_counts_every_completion", lose("score_passes")),
+    ("evaluation", "score_counts_every_completion", put("score_passes", lambda r: r["attempts"] == 1, pass_at_k=0.1)),
+    ("evaluation", "score_counts_every_completion", put("score_statuses", num_completions=99)),
+    ("evaluation", "score_counts_every_completion", add_a_part),
 ]
 
 
@@ -222,6 +238,13 @@ def test_a_limit_of_the_configuration_allows_it(data, stage, change, limits):
     rows = step.rows()
     change(rows)
     step.check(rows, **limits)
+
+
+def test_a_benchmark_may_share_13_words_with_a_training_prompt(data):
+    step = Step(data, "separation")
+    rows = step.rows()
+    share_13_words(rows)
+    step.check(rows)
 
 
 def test_through_the_command_a_breach_stops_the_run_with_exit_code_1_and_the_next_run_goes_on(

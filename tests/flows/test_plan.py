@@ -1,13 +1,17 @@
 """`tempo plan`: hits, misses, which part of a key differs and from what to what; and nothing is executed."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.history import Cost
+from flows.planning import PlannedStage, lines
 from storage.artifact import Artifact, Store
+from tasks.place import Run
 
 Tempo = Callable[..., tuple[int, str, str]]
 Row = dict[str, Any]
@@ -118,3 +122,44 @@ def test_dropped_weights_are_counted_where_a_stage_would_rebuild_them(tempo, dat
     code, out, _ = tempo("plan", "quickst", "--data-root", data, "--set", "steps=5")
     lines = [line for line in out.splitlines() if "rebuilds" in line]
     assert [line.split("; ")[-1] for line in lines] == ["rebuilds 4 dropped policies first"]
+
+
+def test_a_plan_tells_how_much_of_a_benchmark_is_in_the_training_prompts(plan, tmp_path):
+    (known,) = [row["overlap"] for row in plan() if row["stage"] == "separation"]
+    assert known == {"num_prompts": 8, "num_exact": 0, "num_13gram": 0}
+    assert all("overlap" not in row for row in plan() if row["stage"] != "separation")
+    (unknown,) = [row["overlap"] for row in plan(data=tmp_path / "nothing") if row["stage"] == "separation"]
+    assert unknown is None
+
+
+def planned(stored: Path, label: str, summary: Row | None) -> PlannedStage:
+    place = Run("quickstart", "a", Store(stored)).at(0, "train", label)
+    return PlannedStage(place, "separation", "hit" if summary else "new", "", Cost(), summary or {})
+
+
+def test_overlap_is_warned_of_after_the_sums_and_what_is_not_known_is_said_once(stored, tempo):
+    counts = {"benchmark": "gsm8k", "num_prompts": 660, "num_exact": 0, "num_13gram": 2}
+    stages = [
+        planned(stored, "gsm8k", counts),
+        planned(stored, "arithmetic", counts | {"num_exact": 1, "num_13gram": 0}),
+        planned(stored, "medqa", counts | {"num_13gram": 0}),
+        planned(stored, "math500", None),
+        planned(stored, "amc23", None),
+    ]
+    sums, gsm8k, arithmetic, unknown = list(lines(stages))[5:]
+    assert sums.startswith("5 stages: 3 hits")
+    assert gsm8k.startswith(
+        "warning: gsm8k: 2 of 660 prompts share 13 words in a row with training prompts (exact: 0): "
+    )
+    assert arithmetic.startswith("warning: arithmetic: 0 of 660 prompts share")
+    assert "(exact: 1)" in arithmetic
+    assert unknown.startswith("not known yet: whether prompts of math500, amc23 are training prompts")
+    _, sql, statement, *options = shlex.split(gsm8k.partition("(exact: 0): ")[2])
+    assert sql == "sql"
+    assert tempo("sql", statement, *options)[0] == 0  # the command that the warning names runs
+
+
+def test_a_plan_of_other_sets_than_a_mirror_holds_names_what_is_missing(tempo, tmp_path):
+    code, _, err = tempo("plan", "gsm8k", "--hub-root", tmp_path, "--set", "policy=builtin/tiny-qwen3")
+    assert code == 2
+    assert f"expected the dataset openai/gsm8k in the folder {tmp_path}/openai/gsm8k" in err

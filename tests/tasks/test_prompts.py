@@ -34,7 +34,7 @@ def ask(loop: Loop, *, source: DatasetSource | None = None, verifier: str = "ari
 
 
 def test_prompts_are_the_dataset_s_rows_as_the_policy_reads_them(fresh: Loop) -> None:
-    examples = list(dataset_source(fresh.experiment, "arithmetic", is_benchmark=False).examples())
+    examples = dataset_source(fresh.experiment, "arithmetic", is_benchmark=False).examples()
     rows = ask(fresh)
     assert [row["prompt_id"] for row in rows] == [f"arithmetic/train/{i:06d}" for i in range(20)]
     assert [(row["prompt_text"], row["answer"]) for row in rows] == [(e.question, e.answer) for e in examples]
@@ -61,18 +61,31 @@ def test_overlong_prompts_are_refused_with_their_number_and_dropped_on_request(f
     assert "--set prompts.overlong=drop" in str(error.value)
     rows = ask(fresh, max_tokens=5, overlong="drop")
     assert {len(row["prompt_token_ids"]) for row in rows} == {4}
-    assert fresh.artifacts["asked"].summary == {"num_prompts": 20 - num_long, "num_dropped": num_long}
+    counts = {"num_prompts": 20 - num_long, "num_dropped": num_long, "num_too_long": num_long}
+    assert fresh.artifacts["asked"].summary == counts
+
+
+def test_prompts_below_the_least_number_of_tokens_are_dropped_and_counted_by_reason(fresh: Loop) -> None:
+    lengths = [len(row["prompt_token_ids"]) for row in ask(fresh)]
+    num_short = lengths.count(4)  # as above: 4 tokens with two terms, 6 with three
+    rows = ask(fresh, min_tokens=5)
+    assert {len(row["prompt_token_ids"]) for row in rows} == {6}
+    counts = {"num_prompts": 20 - num_short, "num_dropped": num_short, "num_too_short": num_short}
+    assert fresh.artifacts["asked"].summary == counts
+    dropped = fresh.rows("asked", "dropped_prompts")
+    assert {(row["reason"], row["num_tokens"]) for row in dropped} == {("too short", 4)}
+    assert {row["prompt_id"] for row in dropped}.isdisjoint(row["prompt_id"] for row in rows)
 
 
 def test_a_dataset_of_which_nothing_is_left_is_refused(fresh: Loop) -> None:
     with pytest.raises(
-        BadPrompts, match=r"got none of 20 rows \(all are empty or longer than prompts.max_tokens = 3\)"
+        BadPrompts, match=r"got none of 20 rows \(20 too long; prompts.min_tokens = 1, prompts.max_tokens = 3\)"
     ):
         ask(fresh, max_tokens=3, overlong="drop")
     source = dataset_source(fresh.experiment, "arithmetic", is_benchmark=False)
     assert source.arithmetic is not None
     nothing = dataclasses.replace(source, arithmetic=dataclasses.replace(source.arithmetic, num_train=0))
-    with pytest.raises(BadPrompts, match="the split train has no rows: there is nothing to train on"):
+    with pytest.raises(BadPrompts, match="split train: the split has no rows: there is nothing to train on"):
         ask(fresh, source=nothing)
 
 
@@ -90,11 +103,11 @@ def gsm8k_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *answers: str)
     return dataset_source(experiment, "gsm8k", is_benchmark=False)
 
 
-def test_answers_the_verifier_cannot_compare_are_refused_with_the_first_of_them(
+def test_answers_the_verifier_cannot_compare_are_refused_with_their_rows(
     fresh: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = gsm8k_mirror(tmp_path, monkeypatch, "#### 7", "so\n#### 18", "#### 1,000")
-    message = r"split train: 2 of 3 answers cannot be compared by the verifier 'arithmetic'; the first: row 1: .*'18'"
+    message = r"split train: 2 of 3 answers .* by the verifier 'arithmetic': row 1: .*'18'.*; row 2: .*'1000'.* Choose"
     with pytest.raises(BadPrompts, match=message):
         ask(fresh, source=source, verifier="arithmetic")
     rows = ask(fresh, source=source, verifier="gsm8k")
@@ -107,7 +120,9 @@ def test_a_row_without_a_gold_answer_is_refused_by_its_number(
     fresh: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = gsm8k_mirror(tmp_path, monkeypatch, "#### 7", "I do not know")
-    with pytest.raises(ValueError, match=r"dataset gsm8k, split train, row 1: .*'I do not know'"):
+    with pytest.raises(
+        ValueError, match=r"dataset gsm8k, split train: 1 of 2 rows cannot be used: row 1: .*'I do not know'"
+    ):
         ask(fresh, source=source, verifier="gsm8k")
 
 

@@ -10,9 +10,7 @@ MARK = "####"
 
 # Every alternative consumes what it matches, so that one pass finds each token once: "\%" is no comment, and neither is
 # the percent sign of "20 %", which prose writes without a backslash.
-_LATEX = re.compile(
-    r"(?P<box>\\(?:boxed|fbox)[ \t\r\n]*+\{)|\\.|[0-9][ \t]*+%|[)}\]$]%|%[^\n]*+", re.DOTALL
-)
+_LATEX = re.compile(r"(?P<box>\\(?:boxed|fbox)[ \t\r\n]*+\{)|\\.|[0-9][ \t]*+%|[)}\]$]%|%[^\n]*+", re.DOTALL)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 

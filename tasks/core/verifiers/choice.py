@@ -24,11 +24,17 @@ _LEAD = (
     r"(?:[\s*_:$\"'`(\[]|\\[(\[]|\\(?:text|textbf|mathbf|mathrm|boxed)\{"
     r"|(?i:option|choice|letter|most likely|likely|probably|definitely|clearly|therefore|thus)\s)*+"
 )
-_STATED = re.compile(_LEAD + r"(?:(?<=[(\[])(?P<bracketed>[a-z])(?=[)\]])|(?P<letter>[A-Z])(?![A-Za-z0-9'\u2019]))")
+_STATED = re.compile(
+    _LEAD + r"(?:(?<=[(\[])(?P<bracketed>[a-z])(?=[)\]])|(?P<letter>[A-Z])(?![A-Za-z0-9]|['\u2019][A-Za-z]))"
+)
 _NO_LETTER = re.compile(_LEAD + r"(?i:not|none|neither|both|either|all|any|unclear|unknown|n/a)\b")
 _CLOSERS = re.compile(r"(?:[)\]}*_$\"'`]|\\[)\]])*+")
-_ANOTHER = re.compile(r"\s*(?:[/,&+]|,?\s*(?i:or|and)\b)\s*(?i:option\s|choice\s|or\s|and\s)?[(\[*]*[A-Z](?![A-Za-z])")
-_END = re.compile(r"[.,;:!]|\s*+(?:\n|[-\u2013\u2014(]|\Z)|\s++(?i:because|since|as|due|which|based|for)\b")
+_ANOTHER = re.compile(
+    r"\s*(?:[/,&+\-\u2013]|,?\s*(?i:or|and)\b)\s*(?i:option\s|choice\s|or\s|and\s)?[(\[*]*[A-Z](?![A-Za-z])"
+)
+_END = re.compile(
+    r"[.,;:!]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s|\s++(?i:because|since|as|due|which|based|for)\b"
+)
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(r"\b(?:not|never|cannot|if|whether|unless|why)\b|n['\u2019]t\b", re.IGNORECASE)
 _CLAUSE_START = re.compile(r"[.,;:!?\n]")

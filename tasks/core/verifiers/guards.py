@@ -24,7 +24,8 @@ _GREEK = (
 _KNOWN = FUNCTIONS | frozenset(
     "\\" + name
     for name in "frac sqrt binom cdot times div pm mp infty cup cap setminus in notin le ge ne equiv approx emptyset "
-    "ldots langle rangle lfloor rfloor lceil rceil mid mathbb begin{pmatrix} end{pmatrix} { } \\".split() + _GREEK.split()
+    "ldots langle rangle lfloor rfloor lceil rceil mid mathbb begin{pmatrix} end{pmatrix} { } \\".split()
+    + _GREEK.split()
 )
 # Each must occur equally often on both sides. "=" stands here too: the name in "x=5" is gone by now.
 _STRUCTURE = {

@@ -26,11 +26,26 @@ _TEXTS = frozenset(
 )
 _TYPEFACES = frozenset("\\" + name for name in "mathbf boldsymbol bm bold underline".split())
 _SIZES = frozenset("\\" + name for name in "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr".split())
-_NOTHING = frozenset(
-    ["\\!", "\\displaystyle", "\\textstyle", "\\limits", "\\boxed", "\\fbox"]
-)
+_NOTHING = frozenset(["\\!", "\\displaystyle", "\\textstyle", "\\limits", "\\boxed", "\\fbox"])
 # Dollar and degree signs are spaces: "7$2" is not 72.
-_SPACES = frozenset(["$", "\\$", "\\(", "\\)", "\\degree", "~", "\\;", "\\:", "\\>", "\\ ", "\\quad", "\\qquad", "\\enspace", "\\thickspace"])
+_SPACES = frozenset(
+    [
+        "$",
+        "\\$",
+        "\\(",
+        "\\)",
+        "\\degree",
+        "~",
+        "\\;",
+        "\\:",
+        "\\>",
+        "\\ ",
+        "\\quad",
+        "\\qquad",
+        "\\enspace",
+        "\\thickspace",
+    ]
+)
 _SYNONYMS = {
     "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\neq": "\\ne", "\\lt": "<",
     "\\gt": ">", "*": "\\cdot", "\\ast": "\\cdot", "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varnothing":

@@ -130,6 +130,8 @@ def plain_decimal(target: float) -> str:
     ('0.0000003509', '9284017268534.4', '-5', '0')
     """
     if not isfinite(target):
-        raise ValueError(f"target {target!r}: expected a finite number, for nothing is close to this one; leave the row out")
+        raise ValueError(
+            f"target {target!r}: expected a finite number, for nothing is close to this one; leave the row out"
+        )
     text = format(Decimal(repr(target)), "f").removesuffix(".0")
     return "0" if target == 0 else text

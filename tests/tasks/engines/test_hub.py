@@ -11,7 +11,7 @@ import torch
 
 from tasks.core.arithmetic import CHARACTERS
 from tasks.datasets import DATASETS, DatasetSource
-from tasks.engines.hub import NotFound, find_checkpoint, load_rows, mirror_revision
+from tasks.engines.hub import NotFound, find_checkpoint, has_split, load_rows, mirror_revision
 from tasks.engines.policy import load_policy, make_tiny_policy, save_policy
 
 HUB = Path(__file__).resolve().parents[4] / "shared" / "hub"
@@ -45,20 +45,20 @@ def gsm8k(split: str, hub_root: Path | None) -> DatasetSource:
 def test_gsm8k_loads_from_a_folder_in_the_hub_layout() -> None:
     rows = load_rows(GSM8K, "main", "test", "unused", str(HUB))
     assert rows[0]["question"].startswith("Janet")  # the first test problem: 16 - 3 - 4 = 9 eggs at $2
-    example = next(iter(gsm8k("test", HUB).examples()))
+    example = gsm8k("test", HUB).examples()[0]
     assert (example.row_index, example.answer) == (0, "18")
     assert example.solutions == (rows[0]["answer"],)
 
 
 def test_a_mirror_s_rows_become_examples(mirror: Path) -> None:
-    examples = list(gsm8k("train", mirror).examples())
+    examples = gsm8k("train", mirror).examples()
     assert [(e.row_index, e.question, e.answer) for e in examples] == [(0, "1+1?", "2"), (1, "6*7?", "42")]
 
 
 def test_a_missing_mirror_is_named_with_its_remedy(mirror: Path) -> None:
     for ask in (
         lambda: load_rows("openai/gsm", "main", "train", "r", str(mirror)),
-        lambda: mirror_revision("openai/gsm", "main", str(mirror)),
+        lambda: mirror_revision("openai/gsm", ("main",), str(mirror)),
     ):
         with pytest.raises(NotFound, match="openai/gsm, which does not exist") as error:
             ask()
@@ -78,17 +78,25 @@ def test_a_missing_split_or_configuration_is_named_with_its_remedy(
     assert "Mirror that configuration and split too" in str(error.value)
 
 
+def test_a_file_that_the_mirror_names_and_lacks_is_named_in_one_sentence(mirror: Path) -> None:
+    (mirror / GSM8K / "main" / "train.jsonl").unlink()
+    with pytest.raises(NotFound, match=r"Unable to find '.*main/train.jsonl'\. Mirror that configuration"):
+        load_rows(GSM8K, "main", "train", "r", str(mirror))
+
+
+def test_a_mirror_is_asked_for_a_split_without_reading_it(mirror: Path) -> None:
+    assert has_split(GSM8K, "main", "train", str(mirror))
+    assert not has_split(GSM8K, "main", "test", str(mirror))
+    assert not has_split(GSM8K, "plain", "train", str(mirror))
+    assert not has_split("openai/gsm", None, "train", str(mirror))
+    (mirror / GSM8K / "main" / "train.jsonl").write_text("no JSON")
+    assert has_split(GSM8K, "main", "train", str(mirror))
+
+
 def test_a_damaged_mirror_is_no_traceback(mirror: Path) -> None:
     (mirror / GSM8K / "main" / "train.jsonl").write_text('{"question": "1+1?", "ans')
     with pytest.raises(NotFound, match=r"could not load the split 'train'.*JSON"):
         load_rows(GSM8K, "main", "train", "r", str(mirror))
-
-
-def test_a_copy_with_other_columns_is_refused(mirror: Path) -> None:
-    (mirror / GSM8K / "main" / "train.jsonl").write_text('{"problem": "1+1?", "answer": "#### 2"}\n')
-    with pytest.raises(NotFound, match=r"expected the columns question, answer, got problem, answer: .* schema") as e:
-        list(gsm8k("train", mirror).examples())
-    assert DATASETS["gsm8k"].revision[:12] in str(e.value)
 
 
 @pytest.fixture
@@ -102,8 +110,10 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_an_unreachable_hub_is_said_with_the_remedy() -> None:
     assert DATASETS["gsm8k"].revision.startswith("740312add88f")
-    with pytest.raises(NotFound, match=r"from the Hub \(openai/gsm8k at 740312add88f\).*--set hub_root=FOLDER"):
-        list(gsm8k("train", None).examples())
+    with pytest.raises(
+        NotFound, match=r"from the Hub \(openai/gsm8k at 740312add88f\).*--hub-root FOLDER, .*--set hub_root=FOLDER"
+    ):
+        gsm8k("train", None).examples()
     with pytest.raises(NotFound, match=r"the Hub did not give nobody/nothing .*--set policy=FOLDER"):
         find_checkpoint("nobody/nothing@abc123")
 
@@ -157,11 +167,11 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_revision_of_a_mirror_follows_its_bytes_and_not_its_place(mirror: Path, tmp_path: Path) -> None:
-    original = mirror_revision(GSM8K, "main", str(mirror))
+    original = mirror_revision(GSM8K, ("main",), str(mirror))
     shutil.copytree(mirror, tmp_path / "elsewhere")
-    assert mirror_revision(GSM8K, "main", str(tmp_path / "elsewhere")) == original
+    assert mirror_revision(GSM8K, ("main",), str(tmp_path / "elsewhere")) == original
     data = mirror / GSM8K / "main" / "train.jsonl"
     data.write_text(data.read_text().replace("6*7", "7*6"))
-    changed = mirror_revision(GSM8K, "main", str(mirror))
+    changed = mirror_revision(GSM8K, ("main",), str(mirror))
     data.rename(data.with_name("other.jsonl"))
-    assert len({original, changed, mirror_revision(GSM8K, "main", str(mirror))}) == 3
+    assert len({original, changed, mirror_revision(GSM8K, ("main",), str(mirror))}) == 3

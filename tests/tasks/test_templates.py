@@ -1,0 +1,186 @@
+"""The text of a prompt: options, instruction, chat template and its switches, system message, solved examples."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from tasks.config import Experiment, PromptsConfig
+from tasks.core.arithmetic import CHARACTERS
+from tasks.datasets import dataset_source
+from tasks.engines import policy as engine
+from tasks.engines.hub import NotFound
+from tasks.policy import first_policy, policy_source
+from tasks.prompts import prompts
+from tasks.registry import CHOICE_SUFFIX, MATHS_SUFFIX
+
+Loop = Any  # the class of conftest.py, which a test module cannot import
+Row = dict[str, Any]
+
+SWITCHING = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+"""As Qwen3's: thinking is on unless it is switched off, which is an empty thought in the assistant's turn."""
+WITHOUT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}<assistant>"
+
+SOLUTION = "There are <<1+1=2>>2.\n#### 2"
+MEDQA = {
+    "question": "What helps?",
+    "answer": "Rest",
+    "options": {"A": "Salt", "B": "Rest", "C": "Sun", "D": "Tea"},
+    "answer_idx": "B",
+}
+
+
+@pytest.fixture
+def hub_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mirror of GSM8K (4 training and 2 test rows) and of MedQA's test split (1 row)."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "hub"
+    for name in ("openai/gsm8k/main", "GBaker/MedQA-USMLE-4-options"):
+        (root / name).mkdir(parents=True)
+    for split, numbers in (("train", range(4)), ("test", range(10, 12))):
+        rows = [json.dumps({"question": f"How many in box {n}?", "answer": SOLUTION}) for n in numbers]
+        (root / f"openai/gsm8k/main/{split}.jsonl").write_text("\n".join(rows))
+    files = "".join(f"  - split: {split}\n    path: main/{split}.jsonl\n" for split in ("train", "test"))
+    (root / "openai/gsm8k/README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{files}---\n")
+    (root / "GBaker/MedQA-USMLE-4-options/test.jsonl").write_text(json.dumps(MEDQA))
+    return root
+
+
+@pytest.fixture
+def ask(make_loop: Callable[..., Loop], tmp_path: Path, hub_root: Path) -> Callable[..., list[Row]]:
+    """The prompts of a set for a policy with a chat template (None: a base model)."""
+    policy = engine.make_tiny_policy(CHARACTERS, 0)
+    loops: dict[str | None, Loop] = {}
+
+    def ask(name: str, template: str | None, *, is_benchmark: bool = True, **config: Any) -> list[Row]:
+        if template not in loops:
+            folder = tmp_path / f"policy {len(loops)}"
+            policy.tokenizer.chat_template = template
+            engine.save_policy(policy, folder)
+            loops[template] = loop = make_loop(tmp_path / f"data {len(loops)}")
+            source = policy_source(Experiment(run="test", policy=str(folder)))
+            loop("policy", first_policy, source=source)
+        loop = loops[template]
+        settings = PromptsConfig(max_tokens=5000, **config)
+        experiment = Experiment(run="test", hub_root=str(hub_root), prompts=settings)
+        source = dataset_source(experiment, name, is_benchmark=is_benchmark)
+        loop(
+            "asked",
+            prompts,
+            source=source,
+            tokenizer=loop.part("policy", "tokenizer"),
+            config=settings,
+            verifier="parity",
+        )
+        ask.key = loop.artifacts["asked"].key  # type: ignore[attr-defined]
+        rows: list[Row] = loop.rows("asked", "prompts")
+        return rows
+
+    return ask
+
+
+def test_a_multiple_choice_lists_its_options_between_question_and_instruction(ask: Callable[..., list[Row]]) -> None:
+    (row,) = ask("medqa", None)
+    assert row["prompt_text"] == f"What helps?\n\nA. Salt\nB. Rest\nC. Sun\nD. Tea\n\n{CHOICE_SUFFIX}\n"
+    assert (row["question"], row["options"], row["answer"]) == ("What helps?", ["Salt", "Rest", "Sun", "Tea"], "B")
+    assert CHOICE_SUFFIX.endswith("the letter of the final answer within \\boxed{}.")
+    (row,) = ask("medqa", WITHOUT)
+    assert row["prompt_text"].startswith("<user>What helps?\n\nA. Salt\n")
+    assert row["prompt_text"].endswith(f"{CHOICE_SUFFIX}</><assistant>")
+
+
+def test_a_question_has_its_instruction_on_the_same_line(ask: Callable[..., list[Row]]) -> None:
+    row = ask("gsm8k", None)[0]
+    assert row["prompt_text"] == f"How many in box 10? {MATHS_SUFFIX}\n"
+    assert (row["question"], row["options"], row["subject"], row["level"]) == ("How many in box 10?", None, None, None)
+
+
+def test_a_system_message_is_a_turn_or_stands_above_plain_text(ask: Callable[..., list[Row]]) -> None:
+    asked = f"How many in box 10? {MATHS_SUFFIX}"
+    assert ask("gsm8k", WITHOUT, system="Be brief.")[0]["prompt_text"] == (
+        f"<system>Be brief.</><user>{asked}</><assistant>"
+    )
+    assert ask("gsm8k", None, system="Be brief.")[0]["prompt_text"] == f"Be brief.\n\n{asked}\n"
+
+
+@pytest.mark.parametrize(("thinking", "end"), [("default", ""), ("on", ""), ("off", "<think></think>")])
+def test_thinking_is_switched_in_the_chat_template(ask: Callable[..., list[Row]], thinking: str, end: str) -> None:
+    assert ask("gsm8k", SWITCHING, thinking=thinking)[0]["prompt_text"].endswith(f"</><assistant>{end}")
+
+
+@pytest.mark.parametrize(
+    ("template", "what"), [(WITHOUT, "a chat template without the switch enable_thinking"), (None, "no chat template")]
+)
+def test_a_switch_that_is_not_there_is_refused(ask: Callable[..., list[Row]], template: str | None, what: str) -> None:
+    with pytest.raises(ValueError, match=f"prompts.thinking: expected 'default' for this policy, .* has {what}"):
+        ask("gsm8k", template, thinking="off")
+    ask("gsm8k", template, thinking="default")
+
+
+def test_solved_examples_are_turns_before_the_question(ask: Callable[..., list[Row]]) -> None:
+    rows = ask("gsm8k", WITHOUT, few_shot=2)
+    *shown, last = rows[0]["prompt_text"].removesuffix("</><assistant>").split("</><user>")
+    assert last == f"How many in box 10? {MATHS_SUFFIX}"
+    assert len(shown) == 2
+    for turn in shown:  # GSM8K's calculator and its mark give way to the box that the instruction asks for
+        question, solution = turn.removeprefix("<user>").split("</><assistant>")
+        assert question.startswith("How many in box ")
+        assert question.endswith(MATHS_SUFFIX)
+        assert solution == "There are 2.\n\\boxed{2}"
+    assert rows[1]["prompt_text"] == rows[0]["prompt_text"].replace("box 10", "box 11")  # the same for all
+
+
+def test_solved_examples_stand_above_plain_text(ask: Callable[..., list[Row]]) -> None:
+    text = ask("gsm8k", None, few_shot=1, system="Be brief.")[0]["prompt_text"]
+    number = int(text.split("box ")[1][0])
+    solved = f"How many in box {number}? {MATHS_SUFFIX}\nThere are 2.\n\\boxed{{2}}\n\n"
+    assert number in range(4)
+    assert text == f"Be brief.\n\n{solved}How many in box 10? {MATHS_SUFFIX}\n"
+
+
+def test_a_training_prompt_is_never_shown_its_own_solution(ask: Callable[..., list[Row]]) -> None:
+    texts = [row["prompt_text"] for row in ask("gsm8k", None, is_benchmark=False, few_shot=3)]
+    for number, text in enumerate(texts):
+        shown = [int(part[0]) for part in text.split("box ")[1:]]
+        # of 4 rows 3 are shown: all but its own, and its own number is the question's
+        assert shown[-1] == number
+        assert sorted(shown) == [0, 1, 2, 3]
+    with pytest.raises(
+        ValueError, match=r"prompts\.few_shot: expected less than the 4 rows of gsm8k, split train, got 4"
+    ):
+        ask("gsm8k", None, is_benchmark=False, few_shot=4)
+
+
+def test_a_training_set_without_solved_examples_is_refused_when_it_is_asked(ask: Callable[..., list[Row]]) -> None:
+    with pytest.raises(ValueError, match=r"prompts\.few_shot: expected 0 for arithmetic.*got 2"):
+        ask("arithmetic", None, is_benchmark=False, few_shot=2)  # a run that only scores GSM8K never asks it
+
+
+def test_a_mirror_without_the_training_split_says_what_to_do(ask: Callable[..., list[Row]], hub_root: Path) -> None:
+    readme = hub_root / "openai/gsm8k/README.md"
+    readme.write_text(readme.read_text().replace("  - split: train\n    path: main/train.jsonl\n", ""))
+    with pytest.raises(NotFound, match=r"split 'train' of openai/gsm8k.*Mirror that .*, or .* prompts.few_shot=0"):
+        ask("gsm8k", None, few_shot=1)
+
+
+def test_every_switch_is_part_of_the_prompts_identity(ask: Callable[..., list[Row]], hub_root: Path) -> None:
+    switches: list[Row] = [
+        {},
+        {"system": "Be brief."},
+        {"thinking": "on"},
+        {"thinking": "off"},
+        {"few_shot": 1},
+        {"few_shot": 2},
+        {"min_tokens": 2},
+    ]
+    keys = []
+    for switch in switches:
+        ask("gsm8k", SWITCHING, **switch)
+        keys.append(ask.key)  # type: ignore[attr-defined]
+    assert len(set(keys)) == len(switches)
