@@ -105,6 +105,23 @@ def _parser() -> argparse.ArgumentParser:
     rerun.add_argument("run", help="a stored run, or the beginning of its name")
     _add_rerun(rerun, required=True)
     _add_plan(add, hub)
+    _add_judging_commands(add, working)
+    _add_storage_commands(add)
+    return parser
+
+
+def _add_plan(add: Callable[..., Any], hub: argparse.ArgumentParser) -> None:
+    help = "say which stages are stored, which would run, why, and at what expected cost"
+    plan = add("plan", commands.plan, help, hub)
+    plan.add_argument("experiment", help="an experiment, as for train, or a stored run")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
+    plan.add_argument("--format", choices=("table", "json"), default="table")
+    _add_rerun(plan, required=False)
+    plan.epilog = "Nothing is executed. Exit code: 0 when nothing would run, 3 when something would."
+
+
+def _add_judging_commands(add: Callable[..., Any], working: argparse.ArgumentParser) -> None:
+    """The commands that judge what was sampled before, by a run or elsewhere."""
     recredit = add("recredit", commands.recredit, "judge or credit a run's stored rollouts in another way", working)
     recredit.add_argument("run", help="a stored run, or the beginning of its name")
     recredit.add_argument("--estimator", help="another advantage estimator (default: the run's)")
@@ -118,18 +135,6 @@ def _parser() -> argparse.ArgumentParser:
         "In: {completion, answer} and, where there is one, is_truncated or finish_reason, options; any other keys go "
         "through. Out: those keys, verifier, verifier_version, status, reward, extracted_answer, failure, seconds."
     )
-    _add_storage_commands(add)
-    return parser
-
-
-def _add_plan(add: Callable[..., Any], hub: argparse.ArgumentParser) -> None:
-    help = "say which stages are stored, which would run, why, and at what expected cost"
-    plan = add("plan", commands.plan, help, hub)
-    plan.add_argument("experiment", help="an experiment, as for train, or a stored run")
-    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override an experiment key")
-    plan.add_argument("--format", choices=("table", "json"), default="table")
-    _add_rerun(plan, required=False)
-    plan.epilog = "Nothing is executed. Exit code: 0 when nothing would run, 3 when something would."
 
 
 def _add_storage_commands(add: Callable[..., Any]) -> None:
