@@ -114,6 +114,8 @@ def _refused(problem: BadPair, num_pairs: int, options: argparse.Namespace) -> V
 def _opened(path: Path | None) -> Iterator[int]:
     """The descriptor to read from."""
     if path is None:
+        if sys.stdin is None:
+            raise ValueError("expected JSON lines on standard input, which is closed; name a file with --input FILE")
         if sys.stdin.isatty():
             print('tempo: reading {"completion": ..., "answer": ...} lines; Ctrl-D ends them', file=sys.stderr)
         yield sys.stdin.fileno()
@@ -139,7 +141,10 @@ def _target(path: Path | None) -> Iterator[BinaryIO]:
         with path.open("wb", buffering=0) as device:
             yield device
         return
-    descriptor, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(f"--output {path}: its folder cannot be written to ({error.strerror}); name another") from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

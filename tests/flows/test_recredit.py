@@ -184,6 +184,16 @@ def test_another_version_of_the_runs_verifier_is_another_verifier(tempo: Tempo, 
     assert "judges with no other; write 'arithmetic@2'" in refused(tempo, data, "--verifier", "arithmetic@1")
 
 
+def test_an_experiment_may_name_its_verifiers_version_and_its_rows_name_both(tempo: Tempo, data, learning):
+    from tasks.experiment import load_experiment
+
+    before = num_lines(data)
+    train_experiment(load_experiment("quickstart", [*learning, "verifier=arithmetic@1"]), data, uses_prefect=False)
+    assert ran(data, before) == []  # the same verdicts
+    code, _, err = tempo("train", "quickstart", "--set", "verifier=arithmetic@2", "--data-root", data)
+    assert (code, "write 'arithmetic@1'" in err) == (2, True)
+
+
 def test_gold_answers_that_the_verifier_refuses_are_named_before_any_work(tempo: Tempo, data, monkeypatch):
     monkeypatch.setitem(VERIFIERS, "lettered", Lettered())
     (drawn,) = query(data, "SELECT count(DISTINCT prompt_id) FROM rollouts WHERE purpose = 'train'")[0]

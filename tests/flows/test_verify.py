@@ -72,6 +72,16 @@ def test_rewards_are_those_that_were_set_and_null_where_unassigned(tempo: Tempo,
     assert (code, [json.loads(line)["reward"] for line in out.splitlines()]) == (0, [1.0, -0.5, None])
 
 
+def test_what_needs_algebra_is_judged_by_workers_and_options_reach_the_verifier(judged):
+    lines = [{"completion": f"So \\boxed{{{said}}}.", "answer": "2(x+1)"} for said in ("2x+2", "2x+1", "2x+2")]
+    code, verdicts, _ = judged(*lines, verifier="math")
+    assert (code, [verdict["status"] for verdict in verdicts]) == (0, ["correct", "wrong", "correct"])
+    row = {"completion": "\\boxed{lead poisoning}", "answer": "B", "options": ["gout", "lead poisoning"]}
+    code, verdicts, err = judged(row, verifier="paper_medqa@1")
+    assert (code, verdicts[0]["status"]) == (0, "correct")
+    assert "use it only to repeat the paper" in err
+
+
 def test_lines_of_nothing_but_space_are_passed_over_and_count_as_lines(judged):
     byte_order_mark = b"\xef\xbb\xbf" + json.dumps(CORRECT).encode() + b"\r"
     code, verdicts, err = judged(byte_order_mark, b"", b"  \r", CORRECT, b"nothing")
