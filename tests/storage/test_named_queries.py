@@ -118,8 +118,6 @@ def test_a_recredit_of_the_trainings_own_verdicts_changes_advantages_alone(data_
     assert changes == [
         ("reward", None, None, 0, 2, 0.0, None),
         ("advantage", None, None, 1, 2, 0.5, "g1"),
-        ("signal", "no signal", "signal", 0, 1, None, None),
-        ("signal", "signal", "no signal", 0, 1, None, None),
     ]
     assert ask(data_root, "verifier_disagreement") == []
 

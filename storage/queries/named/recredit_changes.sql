@@ -1,5 +1,5 @@
--- What each recredit changed, against the training's own verdicts and credit, step by step: a row for every change of
--- status, and one each for rewards, advantages, groups that gained a signal and groups that lost it. `changed` of `total`
+-- What each recredit changed, against the training's own verdicts and credit, step by step: one row for rewards and one
+-- for advantages, and one for each change of status and where groups gained or lost their signal. `changed` of `total`
 -- rollouts (groups for a signal; a rollout without a reward has no advantage), the largest |difference| of a reward or of
 -- a token's advantage, and one example: a rollout_id, or a group_id.
 WITH credits AS ( -- each step's credit in training and in every recredit, with the verdicts that it took
@@ -91,4 +91,5 @@ FROM (
            min(group_id) FILTER (before AND NOT after)
     FROM group_pairs GROUP BY ALL
 )
+WHERE changed > 0 OR change <> 'signal'
 ORDER BY label, step, place, changed DESC, before, after;
