@@ -44,7 +44,7 @@ def get_verifier(name: str) -> Verifier:
     verifier = VERIFIERS[wanted]
     if at and version != str(verifier.version):
         raise ValueError(
-            f"verifier {name!r} does not exist: this release has version {verifier.version} of {wanted!r}, and judges with "
+            f"verifier {name!r} does not exist: this release has version {verifier.version} of {wanted!r} and "
             f"no other; write '{wanted}@{verifier.version}', or install the release that had version {version!r}"
         )
     return verifier

@@ -51,8 +51,8 @@ def read_box(text: str, start: int, content_start: int) -> Found:
 def last_box(text: str) -> tuple[int, Found] | None:
     r"""Position and content of the box that starts last, `\boxed{` or `\fbox{`, spaces before the brace allowed.
 
-    A box inside a LaTeX comment is none: a comment runs from a bare '%' to the end of its line. A '%' after a digit (and
-    spaces) or directly after a closing bracket or '$' is a percent sign.
+    A box inside a LaTeX comment is none: a comment runs from a bare '%' to the end of its line. A '%' after a digit
+    (and spaces) or directly after a closing bracket or '$' is a percent sign.
 
     >>> last_box(r"20% of 60 is \boxed{12}. % not \boxed{13}")
     (13, Found(raw='12', is_closed=True))

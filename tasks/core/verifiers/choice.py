@@ -33,7 +33,8 @@ _ANOTHER = re.compile(
     r"\s*(?:[/,&+\-\u2013]|,?\s*(?i:or|and)\b)\s*(?i:option\s|choice\s|or\s|and\s)?[(\[*]*[A-Z](?![A-Za-z])"
 )
 _END = re.compile(
-    r"[.,;:!]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s|\s++(?i:because|since|as|due|which|based|for)\b"
+    r"[.,;:!]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s"
+    r"|\s++(?i:because|since|as|due|which|based|for)\b"
 )
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(r"\b(?:not|never|cannot|if|whether|unless|why)\b|n['\u2019]t\b", re.IGNORECASE)
@@ -63,10 +64,10 @@ class ChoiceVerifier:
     Rule: everything up to the last </think> is dropped. The first of these that is there decides, whatever it says:
     1. The last box (boxes.py): `\boxed{C}`, `\boxed{(C)}`, `\boxed{\text{C}}`, `\boxed{c}`, `\boxed{C. its text}`.
     2. The last "answer is", "answer:", "option is" ... that is followed by a letter standing alone: "The answer is C.",
-       "Answer: (C) its text", "**Answer:** C", "the answer is (c)". The letter must be ended by punctuation, a bracket, a
-       line's end or a word such as "because": "the answer is A patient ..." is no choice. "Answer: A/B", "A or B", "not
-       C" and "None" decide as well, for no letter; other words ("the answer is aspirin") are passed over, and so are
-       phrases that are taken back ("I do not think the answer is C", "if the answer is C").
+       "Answer: (C) its text", "**Answer:** C", "the answer is (c)". The letter must be ended by punctuation, a bracket,
+       a line's end or a word such as "because": "the answer is A patient ..." is no choice. "Answer: A/B", "A or B",
+       "not C" and "None" decide as well, for no letter; other words ("the answer is aspirin") are passed over, and so
+       are phrases that are taken back ("I do not think the answer is C", "if the answer is C").
     3. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or, in a text of one line,
        a labelled option: "(C) its text", "C. its text".
     Letters are capital; lower case counts only alone in a box or in brackets. The text of an option never decides for
@@ -113,8 +114,8 @@ def check_letter(answer: str, verifier: str) -> None:
     """Raise ValueError unless `answer` is one capital letter."""
     if len(answer) != 1 or answer not in LETTERS:
         raise ValueError(
-            f"gold answer {answer[:80]!r} cannot be compared: the {verifier} verifier expected the letter of an option, A to "
-            "Z; turn an index or an option's text into its letter, or choose another verifier"
+            f"gold answer {answer[:80]!r} cannot be compared: the {verifier} verifier expected the letter of an "
+            "option, A to Z; turn an index or an option's text into its letter, or choose another verifier"
         )
 
 

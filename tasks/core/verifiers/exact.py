@@ -11,8 +11,8 @@ _SPACE = " \t\r\n"
 class ExactVerifier:
     r"""Compares a completion, or its last box, with a gold string, character by character.
 
-    Rule: everything up to the last </think> is dropped; the answer is the content of the last box (boxes.py), or all the
-    text when it holds none; spaces, tabs and line breaks at its ends are removed. Nothing else is.
+    Rule: everything up to the last </think> is dropped; the answer is the content of the last box (boxes.py), or all
+    the text when it holds none; spaces, tabs and line breaks at its ends are removed. Nothing else is.
     Source: our own rule.
     Degenerate cases: an empty answer and an unclosed box are unparseable. A completion cut by the length limit is
     truncated, unless its last box is closed.

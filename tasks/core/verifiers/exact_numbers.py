@@ -56,11 +56,12 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["lead"]:
         decimals = len(match["lead"].partition(".")[2])
         cycle = Fraction(int(match["cycle"]), 10 ** len(match["cycle"]) - 1)
-        return _decimal(match["lead"]) + cycle / 10**decimals
+        return _decimal(match["lead"]) + cycle / int(10**decimals)
     exponent, base = int(match["exponent"]), int(match["base"])
     if abs(exponent) > MAX_EXPONENT or abs(exponent) * len(match["base"]) > _MAX_POWER_DIGITS:
         return None
-    return _decimal(match["factor"] or "1") * Fraction(base) ** exponent
+    power = Fraction(int(base ** abs(exponent)))
+    return _decimal(match["factor"] or "1") * (power if exponent >= 0 else 1 / power)
 
 
 def _decimal(digits: str) -> Fraction:

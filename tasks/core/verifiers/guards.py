@@ -10,30 +10,28 @@ from collections import Counter
 from typing import Literal
 
 from tasks.core.verifiers.exact_numbers import exact_number
-from tasks.core.verifiers.latex import FUNCTIONS
+from tasks.core.verifiers.latex_commands import FUNCTIONS, commands
 from tasks.core.verifiers.shapes import TOKEN
 
 Word = Literal["equal", "different", "unreadable", "undecided"]
 """What text alone can say of two answers; undecided: an algebra system has the word."""
 
 _READABLE = re.compile(r"[a-zA-Z0-9+\-*/^_{}()\[\]|.,!<>=:'&\\ ]*")
-_GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
-)
-_KNOWN = FUNCTIONS | frozenset(
-    "\\" + name
-    for name in "frac sqrt binom cdot times div pm mp infty cup cap setminus in notin le ge ne equiv approx emptyset "
-    "ldots langle rangle lfloor rfloor lceil rceil mid mathbb begin{pmatrix} end{pmatrix} { } \\".split()
-    + _GREEK.split()
+_KNOWN = FUNCTIONS | commands(
+    "frac sqrt binom cdot times div pm mp infty cup cap setminus in notin le ge ne equiv approx emptyset ldots langle "
+    "rangle lfloor rfloor lceil rceil mid mathbb begin{pmatrix} end{pmatrix} { } \\ alpha beta gamma delta epsilon "
+    "varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi varphi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
 )
 # Each must occur equally often on both sides. "=" stands here too: the name in "x=5" is gone by now.
-_STRUCTURE = {
-    "<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "'": "prime", "[": "closed", "]": "closed",
-} | {
+_STRUCTURE = {"<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "[": "closed", "]": "closed"} | {
     token: token
-    for token in ("=", "\\ne", "\\in", "\\notin", "\\equiv", "\\approx", "\\pm", "\\mp", "\\cup", "\\cap", "\\setminus")
-} | {token: token for token in ("\\ldots", "\\mid", ":", ",", "\\{", "\\begin{pmatrix}", "&", "\\\\", "\\emptyset", "\\mathbb")}  # fmt: skip
+    for token in [
+        *("=", ":", ",", "&", "'"),
+        *commands("ne in notin equiv approx pm mp cup cap setminus ldots mid emptyset mathbb begin{pmatrix} { \\"),
+    ]
+}
+_DEGREE_OF_ROOT = re.compile(r"(?<=\\sqrt)\[[^\[\]]*\]")  # its brackets are no interval's: 2^{1/3} has none
 _SUBSCRIPTED_NUMBER = re.compile(r"[0-9)]_\{")
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
@@ -53,11 +51,11 @@ _MAX_EXPONENT_DIGITS = 4
 def guarded(answer: str, gold: str) -> Word:
     r"""What can be said of two answers that are of one shape, not equal as text and not both numbers.
 
-    Unreadable: signs beyond ASCII or of no meaning in mathematics, two numbers beside each other, a command that neither
-    the gold answer nor mathematics here knows, a number that would be costly to work out.
-    Different: words (they are compared as text); other letters, which takes case into account (`e` and `i` may be
-    constants, and cancel); subscripts of numbers (bases), unequal; other relations, brackets, primes, dots or plus-minus
-    signs; a decimal number where the gold answer is none, for it can only be an approximation.
+    Unreadable: signs beyond ASCII or of no meaning in mathematics, two numbers beside each other, a command that
+    neither the gold answer nor mathematics here knows, a number that would be costly to work out.
+    Different: words, which are compared as text; other letters, case included (`e` and `i` may be constants);
+    subscripts of numbers, which are bases; other relations, brackets, primes, dots or plus-minus signs; a decimal
+    number where the gold answer is none, for it can only be an approximation.
 
     >>> [guarded(answer, "3r^{2}") for answer in ["3R^{2}", "3rr", "3r^{2}'", "3r^{99999}"]]
     ['different', 'undecided', 'different', 'unreadable']
@@ -72,7 +70,7 @@ def guarded(answer: str, gold: str) -> Word:
         return "different"
     if _SUBSCRIPTED_NUMBER.search(answer + " " + gold) or letters(tokens) != letters(gold_tokens):
         return "different"
-    if _structure(tokens) != _structure(gold_tokens) or _is_approximation(answer, gold):
+    if _structure(answer) != _structure(gold) or _is_approximation(answer, gold):
         return "different"
     return "undecided"
 
@@ -105,7 +103,8 @@ def _is_costly(answer: str) -> bool:
     return digits > _MAX_EXPONENT_DIGITS and _POWER_OF_POWER.search(answer) is not None
 
 
-def _structure(tokens: list[str]) -> Counter[str]:
+def _structure(form: str) -> Counter[str]:
+    tokens = TOKEN.findall(_DEGREE_OF_ROOT.sub("", form))
     return Counter(_STRUCTURE[token] for token in tokens if token in _STRUCTURE)
 
 

@@ -5,64 +5,25 @@ The answer is read token by token, as TeX does, and written anew. Nothing is eva
 
 import re
 
+from tasks.core.verifiers.latex_commands import (
+    FRACTIONS,
+    FUNCTIONS,
+    NOTHING,
+    NUM_ARGUMENTS,
+    SIGNS,
+    SIZES,
+    SPACES,
+    SYNONYMS,
+    TEXTS,
+    TYPEFACES,
+)
+
 MAX_CHARACTERS = 400
 """Longest answer that is read: MATH's longest gold answer has 159 characters."""
 MAX_DEPTH = 60
 """Deepest nesting of braces and brackets that is read."""
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[ \t\r\n]+|.", re.DOTALL)
-# What models write for LaTeX, one sign for one command. Nothing else beyond ASCII is read: it may only be equal.
-_SIGNS = str.maketrans(
-    {
-        "\u2212": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "\\div ", "\u03c0": "\\pi ",
-        "\u221e": "\\infty ", "\u00b0": "^\\circ ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ",
-        "\u00b1": "\\pm ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ",
-    }
-)  # fmt: skip
-_TEXTS = frozenset(
-    "\\" + name
-    for name in "text mbox hbox textbf textit textrm textsf texttt textnormal "
-    "mathrm mathsf mathit mathtt operatorname".split()
-)
-_TYPEFACES = frozenset("\\" + name for name in "mathbf boldsymbol bm bold underline".split())
-_SIZES = frozenset("\\" + name for name in "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr".split())
-_NOTHING = frozenset(["\\!", "\\displaystyle", "\\textstyle", "\\limits", "\\boxed", "\\fbox"])
-# Dollar and degree signs are spaces: "7$2" is not 72.
-_SPACES = frozenset(
-    [
-        "$",
-        "\\$",
-        "\\(",
-        "\\)",
-        "\\degree",
-        "~",
-        "\\;",
-        "\\:",
-        "\\>",
-        "\\ ",
-        "\\quad",
-        "\\qquad",
-        "\\enspace",
-        "\\thickspace",
-    ]
-)
-_SYNONYMS = {
-    "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\neq": "\\ne", "\\lt": "<",
-    "\\gt": ">", "*": "\\cdot", "\\ast": "\\cdot", "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varnothing":
-    "\\emptyset", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\colon": ":",
-    "%": "\\%", "\\lbrack": "[", "\\rbrack": "]", "\\prime": "'", "\\Longrightarrow": "\\implies",
-}  # fmt: skip
-FUNCTIONS = frozenset(
-    "\\" + name
-    for name in "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp det gcd min max".split()
-)
-"""Commands that are functions: what follows is their argument, with braces or without."""
-_TAKES_ARGUMENTS = {
-    "\\binom": 2, "\\overline": 1, "\\mathbb": 1, "\\mathcal": 1, "\\vec": 1, "\\hat": 1, "\\bar": 1, "\\widehat": 1,
-    "\\overrightarrow": 1,
-}  # fmt: skip
-_FRACTIONS = frozenset(["\\frac", "\\dfrac", "\\tfrac", "\\cfrac"])
-
 _WORD = re.compile(r"[A-Za-z]{2}")
 # "1 or 2" is a list, inside \text and outside.
 _SEPARATOR_WORD = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])", re.IGNORECASE)
@@ -75,18 +36,18 @@ _EMPTY_SET = re.compile(r"\\\{\\\}")
 
 
 class _Unreadable(Exception):
-    """The braces do not match, or are nested too deep."""
+    """The braces do not match or are nested too deep, or the answer ends in a backslash."""
 
 
 def normal_form(raw: str) -> str | None:
     r"""The answer `raw` in normal form; None when it cannot be read: see below.
 
-    Changed: `\left`, `\right`, thin and negative spaces and dollar signs go; `\dfrac` and `\tfrac` are `\frac`, its
-    arguments and those of `\sqrt`, `^` and `_` get braces and other braces go; `\text` and its like become
-    `\text{words}`, or plain characters when they hold no word; typefaces, degree signs and `\displaystyle` go; synonyms
-    become one (`\leq` is `\le`, `\varnothing` is `\emptyset`, "and", "or" and ';' are ','); thousands separators go where
-    all groups are full, a plain comma only outside brackets; ".5" is "0.5"; a full stop at the end goes. Between digits a
-    space is kept as '~': "1 2" is not 12.
+    Changed: `\left`, `\right`, `\displaystyle`, typefaces, thin and negative spaces, dollar and degree signs go;
+    `\dfrac` and `\tfrac` are `\frac`; arguments of `\frac`, `\sqrt`, `^` and `_` get braces, and braces that mean
+    nothing go; `\text` and its like become `\text{words}`, or plain characters when they hold no word; synonyms
+    become one (`\leq` is `\le`, `\varnothing` is `\emptyset`, "and", "or" and ';' are ','); thousands separators go
+    where all groups are full, a plain comma only outside brackets; ".5" is "0.5"; a full stop at the end goes.
+    Between digits a space is kept, as '~': "1 2" is not 12.
     None: nothing left; more than MAX_CHARACTERS; braces that do not match; nesting beyond MAX_DEPTH; control characters
     and other invisible ones.
 
@@ -95,7 +56,7 @@ def normal_form(raw: str) -> str | None:
     """
     if len(raw) > MAX_CHARACTERS:
         return None
-    text = _SEPARATOR_WORD.sub(",", raw.translate(_SIGNS))
+    text = _SEPARATOR_WORD.sub(",", raw.translate(SIGNS))
     if not all(character.isprintable() or character in "\t\r\n" for character in text) or _is_deep(text):
         return None
     try:
@@ -129,7 +90,7 @@ def _is_deep(text: str) -> bool:
 
 
 def _spaced(tokens: list[str]) -> list[str]:
-    """The tokens with one space for several, and that only between digits and after commas: elsewhere it means nothing."""
+    """The tokens with one space for several, and only between digits and after commas: elsewhere it means nothing."""
     kept: list[str] = []
     space = ""
     for token in tokens:
@@ -213,16 +174,18 @@ class _Reader:
     def item(self) -> list[str]:
         """One token, normalized, with its arguments."""
         token = self.next()
-        token = _SYNONYMS.get(token, token)
-        if token.isspace() or token in _SPACES:
+        if token == "\\":  # it would escape what follows the answer, its box's brace
+            raise _Unreadable
+        token = SYNONYMS.get(token, token)
+        if token.isspace() or token in SPACES:
             return ["~"]
         if token in ("\\,", "\\thinspace"):
             return ["\\,"]
         if token == "{":
             return self.bare_group()
-        if token in _TEXTS:
+        if token in TEXTS:
             return self.words()
-        if token in _FRACTIONS:
+        if token in FRACTIONS:
             return ["\\frac{", *self.argument(), "}{", *self.argument(), "}"]
         if token in ("^", "_"):
             return self.script(token)
@@ -231,12 +194,12 @@ class _Reader:
         return self.plain(token)
 
     def plain(self, token: str) -> list[str]:
-        if token in _SIZES:
+        if token in SIZES:
             self.skip_spaces()
             if self.peek() == ".":
                 self.next()
             return []
-        if token in _TYPEFACES:
+        if token in TYPEFACES:
             return self.argument()
         if token in ("\\begin", "\\end"):
             name = "".join(self.argument())
@@ -244,15 +207,15 @@ class _Reader:
         if token == "," and self.peek() == "\\!":
             self.next()
             return [",\\!"]
-        if token in _NOTHING:
+        if token in NOTHING:
             return []
         return self.command(token) if token[:1] == "\\" and token[1:].isalpha() else [token]
 
     def command(self, name: str) -> list[str]:
         """A command and the groups that follow it, which keep their braces; a function of one token needs none."""
         name = "\\binom" if name in ("\\dbinom", "\\tbinom") else name
-        if name in _TAKES_ARGUMENTS:
-            return [name, *(token for _ in range(_TAKES_ARGUMENTS[name]) for token in ("{", *self.argument(), "}"))]
+        if name in NUM_ARGUMENTS:
+            return [name, *(token for _ in range(NUM_ARGUMENTS[name]) for token in ("{", *self.argument(), "}"))]
         read = [name]
         self.skip_spaces()
         while self.peek() == "{":

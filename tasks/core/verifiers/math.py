@@ -22,25 +22,27 @@ _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]+
 class MathVerifier:
     r"""Compares the last box of a completion with a gold answer, as mathematics.
 
-    Rule: everything up to the last </think> is dropped; the answer is the last `\boxed{...}` or `\fbox{...}` that is not
-    in a LaTeX comment (boxes.py). Answer and gold are brought to normal form (latex.py) and compared, in this order:
-    1. Equal as text: correct. Numbers, points, intervals, matrices, lists and sets are equal when their items are, lists
-       and sets in any order; a list and a set of the same items are equal. "x=" and "x \in" are dropped where one of the
-       two has them or both have the same; a unit or percent sign at the end is dropped (two different units are wrong),
-       hence 50\% is 50 and never 0.5. Words are compared without regard to case.
+    Rule: everything up to the last </think> is dropped; the answer is the last `\boxed{...}` or `\fbox{...}` that is
+    not in a LaTeX comment (boxes.py). Answer and gold are brought to normal form (latex.py) and compared, in this
+    order:
+    1. Equal as text: correct. Numbers, points, intervals, matrices, lists and sets are equal when their items are,
+       lists and sets in any order; a list and a set of the same items are equal. "x=" and "x \in" are dropped where one
+       of the two has them or both have the same. A unit or percent sign at the end is dropped (two different units are
+       wrong), hence 50\% is 50 and never 0.5. Words are compared without regard to case.
     2. Numbers (exact_numbers.py): correct or wrong, exactly: 0.333 is not \frac{1}{3}.
-    3. Another shape: wrong. A list where one value was asked for, or one value for a list; another number of items;
-       (1,2) for [1,2], for \{1,2\} or for "1,2"; \pm 2 counts as the list 2,-2.
-    4. What an algebra system would take for equal and is not, or could not take: wrong or unparseable (guards.py).
+    3. Another shape (shapes.py): wrong. A list where one value was asked for, or one value for a list; another number
+       of items; (1,2) for [1,2], for \{1,2\} or for "1,2". \pm 2 counts as the list 2,-2.
+    4. What an algebra system would take for equal and is not, or should not be given: wrong or unparseable (guards.py).
     5. All else is a Comparison, for an algebra system. No text of a completion is ever evaluated here.
 
-    Source: the MATH paper (arXiv 2103.03874) and its normalization; verl's math_reward accepts by text alone. Here, unlike
-    there: "1 2" is not 12; "\text{ or }" is a separator and not a unit; a unit never hides what follows it; "k=" is dropped
-    only where gold and answer do not both name something else; 0.5 is \frac{1}{2} as all decimals are fractions.
+    Source: the MATH paper (arXiv 2103.03874) and its normalization, which verl's math_reward uses. Stricter than these:
+    "1 2" is not 12, "\text{ or }" is a separator and no unit, a unit hides nothing after it. More lenient: every
+    decimal is a fraction, lists have no order, words have no case.
 
     Degenerate cases: those of the gsm8k verifier (no box, an unclosed box, a box cut by the length limit, thoughts); an
-    empty box is unparseable; so is an answer of more than MAX_CHARACTERS, of too deep nesting, with unbalanced braces,
-    or with characters beyond ASCII and the signs of latex.py, unless it equals the gold answer, character by character.
+    empty box is unparseable, and so is an answer of more than MAX_CHARACTERS, nested too deep, with braces that do not
+    match or with control characters. Characters beyond ASCII and the signs of latex.py are unparseable, unless the
+    answer equals the gold, character by character.
 
     >>> verifier = MathVerifier()
     >>> verifier.judge(r"So \boxed{\dfrac{1}{2}}.", "0.5", is_truncated=False).status.value
@@ -132,9 +134,10 @@ def _gold_form(answer: str) -> str:
     form = None if "\\boxed" in answer or "\\fbox" in answer else normal_form(answer)
     if form is None:
         raise ValueError(
-            f"gold answer {answer[:MAX_EXTRACTED_CHARACTERS]!r} cannot be compared: the math verifier expected the LaTeX of "
-            f"an answer without its \\boxed, not empty, at most {MAX_CHARACTERS} characters, with matching braces and no "
-            "control characters; take MATH's `solution` column through gold_answer(), or choose another verifier"
+            f"gold answer {answer[:MAX_EXTRACTED_CHARACTERS]!r} cannot be compared: the math verifier expected the "
+            f"LaTeX of an answer without its \\boxed, not empty, at most {MAX_CHARACTERS} characters, with matching "
+            "braces and no control characters; take MATH's `solution` column through gold_answer(), or choose another "
+            "verifier"
         )
     return form
 

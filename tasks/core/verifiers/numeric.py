@@ -32,11 +32,12 @@ class NumericVerifier:
     r"""Compares the last `#### X` or box of a completion with a gold decimal number.
 
     Rule: the answer is found as by the gsm8k verifier (the last mark counts, `\fbox` too, a box in a LaTeX comment does
-    not) and read by `read_number`. It is correct when |answer - gold| <= RELATIVE_TOLERANCE |gold|, or, where |gold| >= 1,
-    <= ABSOLUTE_TOLERANCE; both bounds included, in exact fractions: 1.001 is within 1, 1.0010001 is not.
-    Source: GSM-HARD (PAL, arXiv 2211.10435) has float targets, made by running programs; its tolerance is relative 1e-4.
-    Degenerate cases: those of the gsm8k verifier. A gold 0 takes 0 alone. A percent sign, a unit, words, "x=", a list, an
-    expression are unparseable. "-0" is 0.
+    not) and read by `read_number`. It is correct when |answer - gold| <= RELATIVE_TOLERANCE |gold|, or, where |gold|
+    >= 1, <= ABSOLUTE_TOLERANCE; both bounds included, in exact fractions: 1.001 is within 1, 1.0010001 is not.
+    Source: GSM-HARD (PAL, arXiv 2211.10435) has float targets, made by running programs; the tolerances are a
+    convention of its evaluations.
+    Degenerate cases: those of the gsm8k verifier. A gold 0 takes 0 alone. A percent sign, a unit, words, "x=", a
+    list, an expression are unparseable. "-0" is 0.
 
     >>> NumericVerifier().judge(r"So \boxed{14{,}053{,}029.67}.", "14053029.666666666", is_truncated=False)
     Judgement(status=<Status.CORRECT: 'correct'>, extracted_answer='14053029.67')
@@ -65,9 +66,9 @@ class NumericVerifier:
         """Accept a plain decimal: no exponent, no leading zero, no "-0". Errors: ValueError for anything else."""
         if not _PLAIN.fullmatch(answer) or len(answer) > 2 * MAX_DIGITS or (answer[0] == "-" and not Fraction(answer)):
             raise ValueError(
-                f"gold answer {answer[:MAX_DIGITS]!r} cannot be compared: the numeric verifier expected a plain decimal "
-                "such as '-1234.5' (no exponent, no separators, no leading zero), for it compares exact numbers; print a "
-                "float through plain_decimal(), or choose another verifier"
+                f"gold answer {answer[:MAX_DIGITS]!r} cannot be compared: the numeric verifier expected a plain "
+                "decimal such as '-1234.5' (no exponent, no separators, no leading zero), for it compares exact "
+                "numbers; print a float through plain_decimal(), or choose another verifier"
             )
 
 

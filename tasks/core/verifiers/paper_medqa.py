@@ -19,15 +19,16 @@ class PaperMedqaVerifier:
     r"""Chooses the option whose text is most similar to the completion's answer, and compares its letter with the gold.
 
     Rule: everything up to the last </think> is dropped; the answer is the content of the last box, or the last sentence
-    when there is none. difflib's ratio compares it with the text of every option; the highest counts, the first of equals.
-    Whatever a completion says, some option is chosen: an empty answer is option A, and a letter alone is compared with
-    texts, as letters. So it never says unparseable.
+    when there is none. difflib's ratio compares it with the text of every option; the highest counts, the first of
+    equals. Whatever a completion says, some option is chosen: an empty answer is option A, and a letter alone is
+    compared with texts, as letters. So it never says unparseable.
 
-    Source: TEMPO (arXiv 2509.18314) trains on MedQA with a fuzzy match of option texts. Its code was not found in public;
-    ours are: difflib as the measure (it is what medical multiple-choice evaluations use), ratio(answer, option) with case,
-    the first of equals, the last sentence, the cut at MAX_CHARACTERS, and `truncated` for completions that were cut and
-    have no closed box. Measured on 637 test rows of MedQA: an empty answer is right in 27.2 % of them, "The answer is C."
-    in 24.8 %, as often as chance; the verifier `choice` gives 0 % and 27.0 % (C's share of the rows).
+    Source: TEMPO (arXiv 2509.18314) trains on MedQA with a fuzzy match of option texts. Its code was not found in
+    public; ours are: difflib as the measure (it is what medical multiple-choice evaluations use), ratio(answer,
+    option) with case, the first of equals, the last sentence, the cut at MAX_CHARACTERS, and `truncated` for
+    completions that were cut and have no closed box. Measured on 637 test rows of MedQA: an empty answer is right in
+    27.2 % of them, "The answer is C." in 24.8 %, as often as chance; the verifier `choice` gives 0 % and 27.0 % (C's
+    share of the rows).
 
     >>> options = ["Aspirin", "Heparin", "Warfarin"]
     >>> verifier = PaperMedqaVerifier()
@@ -39,12 +40,12 @@ class PaperMedqaVerifier:
     version = 1
     needs_algebra = False
     warning = (
-        "paper_medqa chooses the option whose text is most similar to the answer, so that an empty answer is right about "
-        "as often as a guess and a letter alone is misread: use it only to repeat the paper, and `choice` otherwise"
+        "paper_medqa chooses the option whose text is most similar to the answer, so that an empty answer is right as "
+        "often as a guess and a letter alone is misread: use it only to repeat the paper, and `choice` otherwise"
     )
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
-        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise, or without options."""
+        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise; without options."""
         self.check_answer(answer)
         if not options:
             raise ValueError(

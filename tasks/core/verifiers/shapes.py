@@ -19,12 +19,31 @@ _TEXT = re.compile(r"\\text\{ ?([^{}]*)\}")
 _BRACKETED_NUMBER = re.compile(r"\A\(([0-9A-Z]+)\)(?=_\{)")
 _UNIT = re.compile(r"(?P<rest>.+?)\\text\{(?P<words>[A-Za-z. /]{1,40})\}(?P<power>\^\{[23]\})?(?:\\%)?", re.DOTALL)
 _MEASURABLE = re.compile(r"[0-9]|\\pi")
-_NO_UNIT = frozenset("not no isnt is if is where for when with wrong except mod or and only unless about".split())
+# Words that would take back the number before them.
+_NO_UNIT = frozenset(
+    [
+        "not",
+        "no",
+        "isnt",
+        "is",
+        "if",
+        "where",
+        "for",
+        "when",
+        "with",
+        "wrong",
+        "except",
+        "mod",
+        "only",
+        "unless",
+        "about",
+    ]
+)
 _UNITS = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
     "millimeter": "mm", "millimetre": "mm", "foot": "ft", "feet": "ft", "inche": "in", "inch": "in", "mile": "mi",
     "gram": "g", "kilogram": "kg", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "mph":
-    "mile per h", "degree": "", "percent": "", "unit": "", "square unit": "", "cubic unit": "",
+    "mi per h", "degree": "", "percent": "", "unit": "", "square unit": "", "cubic unit": "",
 }  # fmt: skip
 
 
@@ -66,8 +85,8 @@ def shape_of(form: str) -> Shape:
 def canonical(form: str) -> str:
     r"""One string for all the forms that are equal item by item: numbers as fractions, lists and sets sorted.
 
-    >>> [canonical(form) for form in ["0.50", r"2,\frac{2}{4}", r"\{1,1.0\}", r"90\%", r"5\text{ cm}", r"\text{Evelyn}"]]
-    ['1/2', '1/2,2', '1,1', '90', '5', 'Evelyn']
+    >>> [canonical(form) for form in ["0.50", r"2,\frac{2}{4}", r"\{1,1.0\}", r"90\%", r"5\text{ cm}"]]
+    ['1/2', '1/2,2', '1,1', '90', '5']
     """
     shape = shape_of(form)
     if shape.kind == "value":
@@ -95,7 +114,7 @@ def without_unit(value: str) -> tuple[str, str]:
     match = _UNIT.fullmatch(value)
     if match is None:
         return value.removesuffix("\\%"), ""
-    words = match["words"].lower().replace(".", "").split()
+    words = match["words"].lower().replace(".", "").replace("/", " per ").split()
     if "\\text" in match["rest"] or _NO_UNIT.intersection(words) or not _MEASURABLE.search(match["rest"]):
         return value, ""
     unit = " ".join(_UNITS.get(word, word) for word in (word.removesuffix("s") for word in words))
