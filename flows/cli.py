@@ -105,10 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     rerun.add_argument("run", help="a stored run, or the beginning of its name")
     _add_rerun(rerun, required=True)
     _add_plan(add, hub)
-    recredit = add("recredit", commands.recredit, "judge or credit a run's stored rollouts in another way", working)
-    recredit.add_argument("run", help="a stored run, or the beginning of its name")
-    recredit.add_argument("--estimator", help="another advantage estimator (default: the run's)")
-    recredit.add_argument("--verifier", help="another verifier (default: the run's)")
+    _add_judging_commands(add, working)
     _add_storage_commands(add)
     return parser
 
@@ -121,6 +118,23 @@ def _add_plan(add: Callable[..., Any], hub: argparse.ArgumentParser) -> None:
     plan.add_argument("--format", choices=("table", "json"), default="table")
     _add_rerun(plan, required=False)
     plan.epilog = "Nothing is executed. Exit code: 0 when nothing would run, 3 when something would."
+
+
+def _add_judging_commands(add: Callable[..., Any], working: argparse.ArgumentParser) -> None:
+    """The commands that judge what was sampled before, by a run or elsewhere."""
+    recredit = add("recredit", commands.recredit, "judge or credit a run's stored rollouts in another way", working)
+    recredit.add_argument("run", help="a stored run, or the beginning of its name")
+    recredit.add_argument("--estimator", help="another advantage estimator (default: the run's)")
+    recredit.add_argument("--verifier", metavar="NAME[@VERSION]", help="another verifier (default: the run's)")
+    verify = add("verify", _verify, "judge completions from a file or a pipe: JSON lines in, JSON lines out")
+    verify.add_argument("--verifier", required=True, metavar="NAME[@VERSION]", help="the verifier")
+    verify.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a verification.... key")
+    verify.add_argument("--input", type=Path, metavar="FILE", help="read from this file (default: standard input)")
+    verify.add_argument("--output", type=Path, metavar="FILE", help="write to this file, all of it or nothing")
+    verify.epilog = (
+        "In: {completion, answer} and, where there is one, is_truncated or finish_reason, options; any other keys go "
+        "through. Out: those keys, verifier, verifier_version, status, reward, extracted_answer, failure, seconds."
+    )
 
 
 def _add_storage_commands(add: Callable[..., Any]) -> None:
@@ -159,6 +173,12 @@ def _add_rerun(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
         "--purpose", choices=("train", "eval"), default="train", help="eval: generation or verification of benchmarks"
     )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from flows.verify import verify
+
+    return verify(options)
 
 
 def _sql(options: argparse.Namespace) -> int:

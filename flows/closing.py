@@ -90,4 +90,7 @@ def print_recredited(experiment: Experiment, data_root: Path, listener: RunListe
         f"WHERE run = '{experiment.run}' GROUP BY ALL ORDER BY ALL"
     )
     console.print("\nThe rows stand beside those of training, with purpose 'recredit'. Try next:", markup=False)
-    console.print(f'  {command_name()} sql "{compare}"{root}', markup=False, soft_wrap=True)
+    queries = ["recredit_changes", *(["verifier_disagreement"] if "verification" in listener.tallies else [])]
+    asked = [f"--query {query} --run {experiment.run}" for query in queries]
+    for question in (*asked, f'"{compare}"'):
+        console.print(f"  {command_name()} sql {question}{root}", markup=False, soft_wrap=True)

@@ -158,12 +158,12 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def recredit(options: argparse.Namespace) -> int:
-    """`tempo recredit`: another verifier or estimator over stored rollouts."""
+    """`tempo recredit`: another verifier, other rewards or another estimator over stored rollouts."""
     from flows.history import stored_experiment
     from flows.recrediting import prepare_recredit, recredit_run
 
     stored = stored_experiment(options.data_root, options.run)
-    wanted, _ = prepare_recredit(options.data_root, stored, options.estimator, options.verifier, options.set)
+    asked = prepare_recredit(options.data_root, stored, options.estimator, options.verifier, options.set)
 
     def work() -> None:
         changes = {"estimator": options.estimator, "verifier": options.verifier}
@@ -176,4 +176,4 @@ def recredit(options: argparse.Namespace) -> int:
             form = filled_in(CreditingSettings, options.set)
             flow(stored.run, **changes, settings=form, data_root=str(options.data_root))
 
-    return _watched(options, wanted, work, recredits=True)
+    return _watched(options, asked.experiment, work, recredits=True)

@@ -126,12 +126,14 @@ Settings = form_of(Experiment, "Settings")
 ScoringSettings = form_of(Experiment, "ScoringSettings", tuple(key.rstrip(".") for key in SCORING_KEYS))
 """The keys that change how a policy is scored."""
 
-CreditingSettings = form_of(Experiment, "CreditingSettings", ("credit",))
-"""The keys that change how stored rollouts are credited."""
+CreditingSettings = form_of(Experiment, "CreditingSettings", ("verification", "credit", "contracts"))
+"""The keys that change how stored rollouts are judged and credited."""
 
 BenchmarkName = Literal[(ALL, *sorted(DATASETS))]  # type: ignore[valid-type]
 EstimatorName = Literal[tuple(ESTIMATORS)]  # type: ignore[valid-type]
-VerifierName = Literal[tuple(sorted(VERIFIERS))]  # type: ignore[valid-type]
+VerifierName = Literal[  # type: ignore[valid-type]
+    tuple(name for verifier in sorted(VERIFIERS) for name in (verifier, f"{verifier}@{VERIFIERS[verifier].version}"))
+]
 ExperimentName = Annotated[
     str,
     Field(

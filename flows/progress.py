@@ -72,15 +72,16 @@ class RunListener(Listener):
         self.figures.is_cached &= outcome == "cached"
         self.figures.tokens += summary["tokens"] if stage == "generation" else 0
         self.figures.summaries[stage] = summary
-        failure = summary.get("first_failure")
-        if stage == "verification" and failure:
-            self.say(
-                f"step {place.step:>3}  the verifier failed on {summary['unassigned']} completions; first: {failure}"
-            )
-        if stage == "verification" and summary["accuracy"] is not None:
-            self.accuracy = f"{summary['accuracy']:.3f}"
+        if stage == "verification":
+            self._tell_failure(place, summary)
+            self.accuracy = self.accuracy if summary["accuracy"] is None else f"{summary['accuracy']:.3f}"
         if stage == "training":
             self._step_finished()
+
+    def _tell_failure(self, place: Place, summary: Summary) -> None:
+        if summary.get("first_failure"):
+            first, failed = summary["first_failure"], summary["unassigned"]
+            self.say(f"step {place.step:>3}  the verifier failed on {failed} completions; first: {first}")
 
     def _evaluation_finished(self, place: Place, stage: str, summary: Summary, outcome: str) -> None:
         if stage == "evaluation":
@@ -95,6 +96,8 @@ class RunListener(Listener):
             )
 
     def _recredited(self, place: Place, stage: str, summary: Summary, outcome: str) -> None:
+        if stage == "verification":
+            self._tell_failure(place, summary)
         if stage == "credit":
             self.say(
                 f"step {place.step:>3}  {place.label}: mean reward {summary['mean_reward']}  {branches(summary)}  "

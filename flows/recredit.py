@@ -21,8 +21,8 @@ def recredit(
     Args:
         run: a stored run, or the beginning of its name.
         estimator: another advantage estimator; empty: the run's own.
-        verifier: another verifier; empty: the run's own.
-        settings: keys of the credit that differ from the run's.
+        verifier: another verifier, or another version of it; empty: the run's own.
+        settings: keys of credit and verification that differ from the run's.
         data_root: folder that holds artifacts, log and tables.
     """
     changes = {"estimator": estimator, "verifier": verifier, "overrides": overrides(settings)}

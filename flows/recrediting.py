@@ -1,33 +1,69 @@
-"""Re-crediting: another verifier or estimator over the stored rollouts of a run.
+"""Re-crediting: another verifier, other rewards or another estimator over the stored rollouts of a run.
 
 No model is loaded, but for an estimator that takes entropies: those are computed with each step's stored policy.
 """
 
-import json
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from flows.history import stored_experiment
 from flows.planning import learn_makers
 from flows.progress import current_listener
 from flows.run import open_run
-from flows.takes import stored_takes
-from storage.artifact import Artifact, Part, Store
-from storage.catalog import open_catalog
+from flows.stored_steps import StoredRun, StoredStep, stored_steps
+from storage.artifact import Part
+from storage.fingerprint import canonical
 from tasks.config import Experiment
-from tasks.core.verifiers import get_verifier
+from tasks.core.verdict import Verifier
+from tasks.core.verifiers import VERIFIERS, get_verifier
 from tasks.credit import credit
 from tasks.datasets import get_dataset
 from tasks.experiment import ConfigError, apply_overrides
-from tasks.place import Place, Take
+from tasks.place import Place, Run
 from tasks.rebuilding import borrowed
 from tasks.signals import signals, signals_of_estimator
 from tasks.verification import verification
 
 PURPOSE = "recredit"
 """Purpose of the rows that are added beside those of training."""
+SECTIONS = ("verification.", "credit.", "contracts.")
+"""Keys that a recredit may set."""
+SHOWN_ANSWERS = 5
+"""Gold answers named where a verifier refuses them."""
+
+
+@dataclass(frozen=True)
+class Recredit:
+    """What a recredit does with a stored run."""
+
+    experiment: Experiment
+    """The run's, with what is asked for."""
+    stored: Experiment
+    """The run's."""
+    found: StoredRun
+    judge: Verifier | None
+    """Who judges the rollouts anew; None: the stored verdicts stand."""
+
+    @property
+    def verdicts_label(self) -> str:
+        """Verifier and version, and changed keys of the section verification; '' where the stored verdicts stand."""
+        if self.judge is None:
+            return ""
+        changed = _changes(self.stored.verification, self.experiment.verification)
+        return " ".join([f"{self.judge.name}@{self.judge.version}", *changed])
+
+    @property
+    def label(self) -> str:
+        """What tells a run's recredits apart: estimator, verifier and rewards where the rollouts are judged anew, and
+        changed credit keys.
+
+        The rows of an earlier recredit give way only to one with the same label: "tempo td_scale=0" and "tempo
+        td_clip=0.5" stand side by side.
+        """
+        changed = _changes(self.stored.credit, self.experiment.credit)
+        return " ".join(part for part in (self.experiment.estimator, self.verdicts_label, *changed) if part)
 
 
 def recredit_run(
@@ -39,81 +75,67 @@ def recredit_run(
     uses_prefect: bool,
     overrides: Sequence[str] = (),
 ) -> int:
-    """Add verdicts (for another verifier) and advantages of every step's stored rollouts; returns the number of steps.
+    """Add verdicts (of another verifier, or worth other rewards) and advantages of every step's stored rollouts;
+    returns the number of steps.
 
     The rows stand in the run's current attempt with purpose 'recredit'; nothing of the training changes.
 
     Raises ConfigError when that is what the run has already, and when an estimator or a setting cannot be used.
     """
     stored = stored_experiment(data_root, run)
-    wanted, found = prepare_recredit(data_root, stored, estimator, verifier, overrides)
-    own = stored.verifier or get_dataset(stored.dataset, "dataset").verifier
-    judge = get_verifier(wanted.verifier or own)
-    label = recredit_label(wanted, stored, "" if judge.name == own else judge.name)
+    asked = prepare_recredit(data_root, stored, estimator, verifier, overrides)
+    wanted, found = asked.experiment, asked.found
     listener = current_listener(wanted)
     with open_run(wanted, data_root, listener, uses_prefect=uses_prefect, attempt=found.attempt) as opened:
         if any(step.policy.dropped for step in found.steps.values()):
             learn_makers(replace(opened, takes=found.takes), stored)
         for number, step in sorted(found.steps.items()):
-            place = opened.at(number, PURPOSE, label)
-            verdicts = step.verdicts
-            if judge.name != own:
-                verdicts = verification(
-                    opened.at(number, PURPOSE, judge.name),
-                    rollouts=step.rollouts,
-                    prompts=step.prompts,
-                    verifier=judge.name,
-                    verifier_version=judge.version,
-                    config=wanted.verification,
-                ).part("verdicts")
+            verdicts = _verdicts(opened, number, step, asked)
+            place = opened.at(number, PURPOSE, wanted.estimator)
             credit(
-                place,
+                opened.at(number, PURPOSE, asked.label),
                 rollouts=step.rollouts,
                 verdicts=verdicts,
-                signals=_signals(
-                    opened.at(number, PURPOSE, wanted.estimator), step, wanted.estimator, wanted.train.precision
-                ),
+                signals=_signals(place, step, wanted.estimator, wanted.train.precision),
                 estimator=wanted.estimator,
                 config=wanted.credit,
             )
     return len(found.steps)
 
 
-def recredit_label(wanted: Experiment, stored: Experiment, verifier: str) -> str:
-    """What tells a run's recredits apart: estimator, the verifier where it is another, and changed credit keys.
-
-    The rows of an earlier recredit give way only to one with the same label: "tempo td_scale=0" and "tempo td_clip=0.5"
-    stand side by side.
-    """
-    before, now = asdict(stored.credit), asdict(wanted.credit)
-    changed = [f"{key}={str(value).lower().removesuffix('.0')}" for key, value in now.items() if value != before[key]]
-    return " ".join(part for part in (wanted.estimator, verifier, *changed) if part)
-
-
-@dataclass(frozen=True)
-class StoredStep:
-    """What is stored of a step, as far as credit needs it."""
-
-    prompts: Part
-    rollouts: Part
-    verdicts: Part
-    policy: Artifact
-    """The one that sampled."""
-    signals: Part | None
-
-    def has(self, names: Sequence[str]) -> bool:
-        """Whether its stored signals are these and perhaps more."""
-        stored = self.signals.artifact.manifest["key_parts"]["config"]["wanted"] if self.signals else []
-        return set(names) <= set(stored)
+def _verdicts(run: Run, number: int, step: StoredStep, asked: Recredit) -> Part:
+    """The step's stored verdicts where they are what is asked for; else new ones, beside them."""
+    judge, settings = asked.judge, asked.experiment.verification
+    if judge is None or step.is_judged(judge, settings):
+        return step.verdicts
+    return verification(
+        run.at(number, PURPOSE, asked.verdicts_label),
+        rollouts=step.rollouts,
+        prompts=step.prompts,
+        verifier=judge.name,
+        verifier_version=judge.version,
+        config=settings,
+    ).part("verdicts")
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """The run's current attempt, and its steps whose rollouts are judged."""
+def _changes(before: Any, now: Any) -> list[str]:
+    """`key=value` of every setting that differs."""
+    stored = dict(_flat(canonical(before)))
+    return [f"{key}={_text(value)}" for key, value in _flat(canonical(now)) if value != stored[key]]
 
-    attempt: str
-    takes: tuple[Take, ...]
-    steps: dict[int, StoredStep]
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower().removesuffix(".0")
 
 
 def _signals(place: Place, step: StoredStep, estimator: str, precision: str) -> Part | None:
@@ -144,28 +166,37 @@ def _signals(place: Place, step: StoredStep, estimator: str, precision: str) -> 
 
 def prepare_recredit(
     data_root: Path, stored: Experiment, estimator: str | None, verifier: str | None, overrides: Sequence[str]
-) -> tuple[Experiment, StoredRun]:
-    """The run's experiment with another estimator, verifier or `credit.` settings, and what is stored of the run.
+) -> Recredit:
+    """What to do for another estimator, verifier (NAME or NAME@VERSION), `credit.` or `verification.` settings.
 
-    Raises ConfigError where the one cannot be had from the other.
+    Raises ConfigError where it cannot be had from what is stored of the run, or is there already.
     """
-    strange = [override for override in overrides if not override.startswith("credit.")]
+    strange = [override for override in overrides if not override.startswith(SECTIONS)]
     if strange:
-        raise ConfigError(f"--set {strange[0]}: expected a key that changes the credit alone (credit....)")
+        raise ConfigError(
+            f"--set {strange[0]}: expected a key that changes verdicts or credit alone, of the sections "
+            f"{', '.join(section.rstrip('.') for section in SECTIONS)}"
+        )
     changes = [*overrides, *(f"{k}={v}" for k, v in (("estimator", estimator), ("verifier", verifier)) if v)]
     wanted = apply_overrides(stored, changes)
-    if (wanted.estimator, wanted.verifier, wanted.credit) == (stored.estimator, stored.verifier, stored.credit):
-        raise ConfigError(
-            f"the run {stored.run!r} is credited with {stored.estimator} already: name another --estimator or "
-            "--verifier, or change a setting with --set credit.KEY=VALUE"
-        )
-    get_verifier(wanted.verifier or get_dataset(wanted.dataset, "dataset").verifier)
-    found = _stored_run(data_root, stored.run)
-    _refuse_without_values(found, wanted)
-    return wanted, found
+    judge = get_verifier(wanted.verifier or get_dataset(wanted.dataset, "dataset").verifier)
+    found = stored_steps(data_root, stored.run)
+    _refuse_without_rollouts(found, wanted)
+    judges = verifier is not None or canonical(wanted.verification) != canonical(stored.verification)
+    if not judges or all(step.is_judged(judge, wanted.verification) for step in found.steps.values()):
+        if (wanted.estimator, wanted.credit) == (stored.estimator, stored.credit):
+            name, version = next(iter(found.steps.values())).verifier
+            raise ConfigError(
+                f"the run {stored.run!r} is judged by {name}@{version} and credited with {stored.estimator} already: "
+                "name another --estimator or --verifier, or change a setting with --set credit.KEY=VALUE or "
+                "--set verification.KEY=VALUE"
+            )
+        return Recredit(wanted, stored, found, None)
+    _refuse_answers(found, judge)
+    return Recredit(wanted, stored, found, judge)
 
 
-def _refuse_without_values(found: StoredRun, wanted: Experiment) -> None:
+def _refuse_without_rollouts(found: StoredRun, wanted: Experiment) -> None:
     """Raise ConfigError for a run without judged rollouts, and for values that no stored critic has given."""
     if not found.steps:
         raise ConfigError(f"run: {wanted.run!r} has no stored rollouts of training yet; go on with tempo train")
@@ -179,33 +210,35 @@ def _refuse_without_values(found: StoredRun, wanted: Experiment) -> None:
         )
 
 
-def _stored_run(data_root: Path, run: str) -> StoredRun:
-    """What is stored of the run's current attempt."""
-    connection, store = open_catalog(data_root), Store(data_root)
-
-    def artifact(stage: str, key: str) -> Artifact:
-        return Artifact(stage, key, store.path_of(stage, key))
-
-    (attempt,) = connection.execute("SELECT attempt FROM runs WHERE run = ?", [run]).fetchone() or (None,)
-    (takes,) = connection.execute(
-        "SELECT arg_max(takes, line) FROM run_events WHERE run = ? AND state = 'started'", [run]
-    ).fetchone() or (None,)
-    rows = connection.execute(
-        "SELECT DISTINCT l.step, l.part, l.stage, l.key, s.inputs['policy'] FROM links l "
-        "JOIN stage_runs s USING (run, step, purpose, stage, key) WHERE run = ? AND purpose = 'train' "
-        "AND l.part IN ('rollouts', 'verdicts', 'prompts', 'signals') AND s.outcome <> 'failed'",
-        [run],
-    ).fetchall()
-    parts: dict[int, dict[str, Part]] = defaultdict(dict)
-    policies: dict[int, Artifact] = {}
-    for step, part, stage, key, policy in rows:
-        parts[step][part] = artifact(stage, key).part(part)
-        if part == "rollouts":
-            policies[step] = artifact(*policy.split("/"))
-    asked = parts.pop(0, {})
-    steps = {
-        step: StoredStep(asked["prompts"], found["rollouts"], found["verdicts"], policies[step], found.get("signals"))
-        for step, found in parts.items()
-        if {"rollouts", "verdicts"} <= set(found)
+def _refuse_answers(found: StoredRun, judge: Verifier) -> None:
+    """Raise ConfigError where the gold answers, written for the run's own verifier, cannot be compared by `judge`."""
+    asked = {step.prompts.path: step.prompts for step in found.steps.values()}
+    drawn = {i for step in found.steps.values() for i in step.rollouts.read(["prompt_id"]).column(0).to_pylist()}
+    answers = {
+        prompt_id: answer
+        for prompts in asked.values()
+        for prompt_id, answer in zip(*prompts.read(["prompt_id", "answer"]).to_pydict().values(), strict=True)
+        if prompt_id in drawn
     }
-    return StoredRun(str(attempt), stored_takes({"takes": json.loads(takes or "[]")}), steps)
+    problems = {prompt_id: said for prompt_id, answer in answers.items() if (said := _problem(judge, answer))}
+    if not problems:
+        return
+    own, version = next(iter(found.steps.values())).verifier
+    able = [name for name, each in VERIFIERS.items() if not any(_problem(each, answers[i]) for i in problems)]
+    shown = [f"  {prompt_id}: {said[:300]}" for prompt_id, said in sorted(problems.items())[:SHOWN_ANSWERS]]
+    more = f"\n  and {len(problems) - len(shown):,} more" if len(problems) > len(shown) else ""
+    raise ConfigError(
+        f"verifier: expected gold answers that {judge.name}@{judge.version} can compare, got {len(problems):,} of "
+        f"{len(answers):,} that it refuses; they were written for {own}@{version}:\n"
+        + "\n".join(shown)
+        + f"{more}\nNothing was judged. These verifiers read them: {', '.join(able)}; for {judge.name}, train on a "
+        "dataset with answers of its kind"
+    )
+
+
+def _problem(verifier: Verifier, answer: str) -> str | None:
+    try:
+        verifier.check_answer(answer)
+    except ValueError as error:
+        return str(error)
+    return None

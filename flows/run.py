@@ -70,9 +70,9 @@ def find_sources(experiment: Experiment, *, has_policy: bool = False) -> Sources
         )
     _check_device(experiment.device)
     dataset = get_dataset(experiment.dataset, "dataset")
-    verifier = experiment.verifier or dataset.verifier
-    for name in [verifier, *(get_dataset(b, "benchmarks").verifier for b in experiment.benchmarks)]:
-        get_verifier(name)
+    verifier = get_verifier(experiment.verifier or dataset.verifier).name  # the key may say name@version
+    for benchmark in experiment.benchmarks:
+        get_verifier(get_dataset(benchmark, "benchmarks").verifier)
     check_sampler(experiment.sampler)
     source = None if has_policy else policy_source(experiment)
     if source is not None and experiment.steps:

@@ -10,7 +10,7 @@ from tasks.core.verdict import Status
 from tasks.core.verifiers import get_verifier
 from tasks.judges import Row, Verdict
 from tasks.stage import Context, Summary, stage
-from tasks.verification_config import FAILURES, RewardsConfig, VerificationConfig
+from tasks.verification_config import FAILURES, VerificationConfig, reward_of
 
 COLUMNS = ["prompt_id", "answer", "options"]
 
@@ -56,11 +56,6 @@ def verification(
         "accuracy": round(counts[Status.CORRECT] / judged, 4) if judged else None,
         "unassigned": rewards.count(None),
     } | _failures(rows, verdicts, counts)
-
-
-def reward_of(status: Status, rewards: RewardsConfig) -> float | None:
-    """The reward of a status; None where it is unassigned."""
-    return None if status in rewards.unassigned else float(getattr(rewards, status))
 
 
 def _rows(rows: pa.Table, prompts: Part) -> Iterator[Row]:

@@ -49,6 +49,11 @@ class VerificationConfig:
     """Processes that compare by algebra; 0: one per CPU, at most 8. They start when a verifier first needs them."""
 
 
+def reward_of(status: str, rewards: RewardsConfig) -> float | None:
+    """The reward of a status; None where it is unassigned."""
+    return None if status in rewards.unassigned else float(getattr(rewards, status))
+
+
 def reward_problems(unassigned: Sequence[str]) -> list[str]:
     """What is wrong with `verification.rewards.unassigned`, one sentence each."""
     return [

@@ -1,7 +1,5 @@
-"""`tempo rerun` and `tempo recredit`: what is computed again, what is not, and what stays of the earlier attempt."""
+"""`tempo rerun`: what is computed again, what is not, and what stays of the earlier attempt."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from storage.catalog import open_catalog
 from storage.commit_log import read_events
 from tasks.experiment import load_experiment
 
-ROOT = Path(__file__).resolve().parents[2]
 Tempo = Callable[..., tuple[int, str, str]]
 
 
@@ -176,71 +173,3 @@ def test_what_a_rerun_cannot_do_is_refused_before_anything_is_touched(tempo: Tem
     assert code == 2
     assert expected in err
     assert (data / "log.jsonl").read_bytes() == log
-
-
-# --- recredit
-
-
-def test_another_estimator_adds_rows_beside_those_of_training_and_changes_none(tempo: Tempo, data):
-    training = "SELECT * FROM advantages WHERE purpose = 'train' ORDER BY step, rollout_id"
-    before = query(data, training)
-    code, _, err = tempo("recredit", "quickstart", "--estimator", "grpo", "--no-server", "--data-root", data)
-    assert code == 0
-    assert len([line for line in err.splitlines() if "grpo: mean reward" in line]) == 4
-    assert query(data, training) == before
-    pairs = """
-        SELECT count(*), count(*) FILTER (g.base_advantage = t.base_advantage AND len(g.td_positions) = 0)
-        FROM advantages g JOIN advantages t USING (run, step, rollout_id)
-        WHERE g.purpose = 'recredit' AND g.estimator = 'grpo' AND t.purpose = 'train'"""
-    assert query(data, pairs) == [(4 * 6 * 4, 4 * 6 * 4)]  # TEMPO's base advantage is GRPO's, and GRPO has no td
-    assert ran(data, 0)[-1] == (4, "recredit", "credit")
-    training_again = num_lines(data)
-    train_experiment(stored_experiment(data, "quickstart"), data, uses_prefect=False)
-    assert ran(data, training_again) == []
-
-
-def test_recredits_with_other_settings_stand_side_by_side(tempo: Tempo, data):
-    changes = ("credit.td_scale=0.0", "credit.td_clip=0.25", "credit.td_scale=0.0 credit.normalize=false")
-    for change in changes:
-        sets = [part for key in change.split() for part in ("--set", key)]
-        code, _, err = tempo("recredit", "quickstart", *sets, "--no-server", "--data-root", data)
-        assert code == 0, err
-    labels = ["tempo normalize=false td_scale=0", "tempo td_clip=0.25", "tempo td_scale=0"]
-    where = "WHERE run = 'quickstart' AND purpose = 'recredit' AND label LIKE 'tempo %' GROUP BY label ORDER BY label"
-    expected = [(label, 4 * 6 * 4) for label in labels]  # 4 steps of 6 groups of 4
-    assert query(data, f"SELECT label, count(*) FROM advantages {where}") == expected
-    credited = "(SELECT DISTINCT run, purpose, label, step, rollout_id FROM token_credit)"
-    assert query(data, f"SELECT label, count(*) FROM {credited} {where}") == expected
-    assert query(data, f"SELECT label, count(*) FROM branch_statistics {where}") == [(label, 4) for label in labels]
-    assert query(data, f"SELECT label, count(*) FROM stage_runs {where}") == [(label, 4) for label in labels]
-    moved = f"SELECT label, bool_or(td_weight <> 0), bool_or(abs(td_values[1]) > 0.25) FROM advantages {where}"
-    assert query(data, moved) == [(labels[0], False, True), (labels[1], True, False), (labels[2], False, True)]
-
-
-def test_two_estimators_over_one_other_verifier_share_its_verdicts(tempo: Tempo, data):
-    for estimator in ("rloo", "dr_grpo"):
-        arguments = ("--estimator", estimator, "--verifier", "gsm8k", "--no-server", "--data-root", data)
-        code, _, err = tempo("recredit", "quickstart", *arguments)
-        assert code == 0, err
-    verdicts = (
-        "SELECT label, count(*), count(DISTINCT rollout_id) FROM verdicts WHERE purpose = 'recredit' GROUP BY label"
-    )
-    assert query(data, verdicts) == [("gsm8k", 96, 96)]
-    labels = "SELECT DISTINCT label FROM advantages WHERE label LIKE '% gsm8k' ORDER BY label"
-    assert query(data, labels) == [("dr_grpo gsm8k",), ("rloo gsm8k",)]
-
-
-def test_a_recredit_loads_no_model(data):
-    code = (
-        "import sys; from flows.cli import main\n"
-        f"code = main(['recredit', 'quickstart', '--estimator', 'rloo', '--no-server', '--data-root', {str(data)!r}])\n"
-        "print(code, sorted({'torch', 'transformers', 'vllm', 'prefect'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-
-
-def test_a_recredit_that_would_add_nothing_new_is_refused(tempo: Tempo, data):
-    code, _, err = tempo("recredit", "quickstart", "--estimator", "tempo", "--no-server", "--data-root", data)
-    assert code == 2
-    assert "is credited with tempo already" in err
