@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.core.verdict import FAILURES, REWARDS, Status, reward_of
+from tasks.core.verdict import FAILURES, Status
 from tasks.core.verifiers import VERIFIERS, get_verifier
 from tests.tasks.core.verifier_cases import CASES, arguments_of, completion_of, expected_of, load_cases
 
@@ -106,25 +106,6 @@ def test_exact_refuses_a_gold_answer_that_no_completion_could_equal(answer: str)
 def test_a_bad_gold_answer_is_an_error_and_never_a_wrong_completion(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be compared"):
         get_verifier(name).judge("#### 1,200", "", is_truncated=False, options=OPTIONS)
-
-
-def test_only_a_verifier_that_failed_leaves_the_reward_unassigned() -> None:
-    assert {status: reward_of(status) for status in Status} == {
-        "correct": 1.0,
-        "wrong": 0.0,
-        "unparseable": 0.0,
-        "truncated": 0.0,
-        "timeout": None,
-        "out_of_memory": None,
-        "crashed": None,
-    }
-
-
-def test_rewards_cannot_be_changed_and_an_unknown_status_has_none() -> None:
-    with pytest.raises(TypeError):
-        REWARDS[Status.WRONG] = 1.0  # type: ignore[index]
-    with pytest.raises(ValueError, match="no reward is defined for status 'good': expected one of correct, wrong"):
-        reward_of("good")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
