@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-vllm demo demo-vllm test test-slow lint check bench bench-training bench-generation clean
+.PHONY: help setup setup-vllm demo demo-vllm test test-slow lint check bench bench-training bench-generation bench-verification clean
 
 help:
 	@echo "make setup   install everything, pinned, into $(VENV) (once; offline afterwards)"
@@ -22,6 +22,7 @@ help:
 	@echo "make check   lint, strict types, dependency rule"
 	@echo "make bench   measure the credit stage, and what artifacts and Prefect cost"
 	@echo "make bench-generation   measure transformers beside vLLM as the sampler"
+	@echo "make bench-verification  measure the pool of math-verify beside math-verify itself, and 10,000 hostile pairs"
 	@echo "make bench-training   measure the training step against TRL and prefix-grouper, installed into .venv-peers"
 
 setup: $(STAMP)
@@ -81,6 +82,9 @@ bench-training: setup
 
 bench-generation: setup-vllm
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/generation.py
+
+bench-verification: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/verification.py
 
 clean:
 	rm -rf $(VENV) .venv-peers build *.egg-info
