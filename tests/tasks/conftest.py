@@ -52,6 +52,8 @@ class FakeVerifier:
     """Judges by the text alone: the sum of its characters modulo `modulus`; a remainder in `failures` raises."""
 
     version = 1
+    needs_algebra = False
+    warning = ""
 
     def __init__(self, name: str, modulus: int = 2, failures: dict[int, type[BaseException]] | None = None) -> None:
         self.name, self.modulus, self.failures = name, modulus, failures or {}
