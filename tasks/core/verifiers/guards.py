@@ -35,14 +35,17 @@ _DEGREE_OF_ROOT = re.compile(r"(?<=\\sqrt)\[[^\[\]]*\]")  # its brackets are no 
 _SUBSCRIPTED_NUMBER = re.compile(r"[0-9)]_\{")
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
-_COSTLY = re.compile(
+_REFUSED = re.compile(
     r"\^\{[^{}]*[0-9]{5}"  # a giant exponent
     r"|\^\{[^a-zA-Z{}]*[\^!]"  # a tower of numbers
     r"|[)}]\^\{[0-9]{4}"  # a high power of what may be one itself
     r"|[0-9]{4}!|!!|[)}]!"  # factorials
     r"|\\binom\{[0-9]{5}"
     r"|\\cdot\\cdot"  # Python's power
+    r"|\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|exp)_"  # an index that it drops
+    r"|/0+(?![.0-9])|\}\{0+\}"  # a division by zero: 3/(t/0(3)) was accepted for 9/t
 )
+_SYMBOLIC_FACTORIAL = re.compile(r"\([^()!^\\]*[a-zA-Z][^()!^\\]*\)!")
 _POWER_OF_POWER = re.compile(r"\}[)}]\^\{")
 _EXPONENT_DIGITS = re.compile(r"\^\{[+-]?([0-9]+)")
 _MAX_EXPONENT_DIGITS = 4
@@ -52,7 +55,8 @@ def guarded(answer: str, gold: str) -> Word:
     r"""What can be said of two answers that are of one shape, not equal as text and not both numbers.
 
     Unreadable: signs beyond ASCII or of no meaning in mathematics, two numbers beside each other, a command that
-    neither the gold answer nor mathematics here knows, a number that would be costly to work out.
+    neither the gold answer nor mathematics here knows, a number that would be costly to work out, a division by
+    zero, an index of a function that has none.
     Different: words, which are compared as text; other letters, case included (`e` and `i` may be constants);
     subscripts of numbers, which are bases; other relations, brackets, primes, dots or plus-minus signs; a decimal
     number where the gold answer is none, for it can only be an approximation.
@@ -60,7 +64,7 @@ def guarded(answer: str, gold: str) -> Word:
     >>> [guarded(answer, "3r^{2}") for answer in ["3R^{2}", "3rr", "3r^{2}'", "3r^{99999}"]]
     ['different', 'undecided', 'different', 'unreadable']
     """
-    if not _READABLE.fullmatch(answer) or _is_costly(answer):
+    if not _READABLE.fullmatch(answer) or _is_refused(answer):
         return "unreadable"
     tokens, gold_tokens = TOKEN.findall(answer), TOKEN.findall(gold)
     commands = {token for token in tokens if token[0] == "\\"} - {"\\text"}
@@ -96,8 +100,8 @@ def algebra_form(form: str) -> str:
     return _LAST_LETTERS.sub(lambda match: f"{{{match[1]}}}", form)
 
 
-def _is_costly(answer: str) -> bool:
-    if _COSTLY.search(answer):
+def _is_refused(answer: str) -> bool:
+    if _REFUSED.search(_SYMBOLIC_FACTORIAL.sub("x", answer)):
         return True
     digits = sum(len(exponent) for exponent in _EXPONENT_DIGITS.findall(answer))
     return digits > _MAX_EXPONENT_DIGITS and _POWER_OF_POWER.search(answer) is not None

@@ -19,24 +19,13 @@ _TEXT = re.compile(r"\\text\{ ?([^{}]*)\}")
 _BRACKETED_NUMBER = re.compile(r"\A\(([0-9A-Z]+)\)(?=_\{)")
 _UNIT = re.compile(r"(?P<rest>.+?)\\text\{(?P<words>[A-Za-z. /]{1,40})\}(?P<power>\^\{[23]\})?(?:\\%)?", re.DOTALL)
 _MEASURABLE = re.compile(r"[0-9]|\\pi")
-# Words that would take back the number before them.
+# Words that would take back the number before them, or make another one of it.
 _NO_UNIT = frozenset(
     [
-        "not",
-        "no",
-        "isnt",
-        "is",
-        "if",
-        "where",
-        "for",
-        "when",
-        "with",
-        "wrong",
-        "except",
-        "mod",
-        "only",
-        "unless",
-        "about",
+        *("not", "no", "isnt", "is", "if", "where", "for", "when", "with", "wrong", "except", "mod", "only", "unless"),
+        *("hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "thirds"),
+        *("quarter", "quarters", "fifths", "sixths", "eighths", "tenths", "hundredths", "thousandths", "squared"),
+        *("cubed", "factorial", "plus", "minus", "times", "over", "divided", "to", "than", "below", "negative"),
     ]
 )
 _UNITS = {

@@ -21,10 +21,10 @@ GOLDS = {
     "math": "x+1",
 }
 PIECES = (
-    "\\boxed{", "\\fbox {", "}", "{", "\\", "\\%", "%", "\n", "#### ", "</think>", "\\frac", "12", "\\text{ or }", "(",
-    "]", ",", "=", "^", "_", "'", "\\sqrt[", "\\begin{pmatrix}", "\\\\", "&", "\\pm", "\\left.", "answer is ",
-    "Answer: ", "C", "A", " patient", "**", "x", "e5", "/", ".", "-", "$", "~", "not ",
-    "\x00", "\u0663", "\u0421", "\u2212", "\u03c0",
+    "\\boxed{", "\\fbox {", "}", "{", "\\", "\\%", "%", "\n", "#### ", "</think>", "\\frac", "12", "\\text{ or }",
+    "(", "]", ",", "=", "^", "_", "'", "\\sqrt[", "\\begin{pmatrix}", "\\\\", "&", "\\pm", "\\left.", "answer is ",
+    "Answer: ", "C", "A", " patient", "**", "x", "e5", "/", ".", "-", "$", "~", "not ", "\x00", "\u0663", "\u0421",
+    "\u2212", "\u03c0",
 )  # fmt: skip
 texts = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 latex = st.recursive(
