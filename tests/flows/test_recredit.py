@@ -181,7 +181,7 @@ def test_another_version_of_the_runs_verifier_is_another_verifier(tempo: Tempo, 
     assert {(row["verifier_a"], row["verifier_b"]) for row in pairs} == {("arithmetic@1", "arithmetic@2")}
     changed = {(row["status_a"], row["status_b"]): row["completions"] for row in pairs}
     assert changed == {(status, "wrong" if status == "unparseable" else status): n for status, n in own.items()}
-    assert "judges with no other; write 'arithmetic@2'" in refused(tempo, data, "--verifier", "arithmetic@1")
+    assert "and no other; write 'arithmetic@2'" in refused(tempo, data, "--verifier", "arithmetic@1")
 
 
 def test_an_experiment_may_name_its_verifiers_version_and_its_rows_name_both(tempo: Tempo, data, learning):
