@@ -58,25 +58,24 @@ def latex(i: int) -> tuple[str, str]:
 
 
 def hostile(i: int) -> tuple[str, str]:
-    """Every 50th costs the whole clock or memory; the rest is what breaks parsers."""
-    if i % 50 == 0:
-        kinds = [
-            f"9^{{9^{{9^{{{i + 9}}}}}}}",
-            f"2^{{2^{{{33 + i}}}}}",
-            f"10^{{10^{{{i + 9}}}}}!",
-            f"\\binom{{10^9}}{{{i + 10**8}}}",
-        ]
-        return kinds[i // 50 % 4], "2"
+    """Every 25th takes all the time or memory that it is given; the rest is what breaks parsers."""
+    if i % 25 == 0:
+        return [
+            (f"9^{{9^{{9^{{{i + 9}}}}}}}", "2"),
+            (f"2^{{2^{{{33 + i}}}}}", "2"),
+            (f"10^{{10^{{{i + 9}}}}}!", "2"),
+            (f"\\binom{{10^9}}{{{i + 10**8}}}", "2"),
+            (f"{'(' * 50}x+{i}{')' * 50}", f"x+{i}"),
+            (f"\\int_0^{{{i}}} x^{{x^x}} dx", f"x+{i}"),
+            (f"\\sum_{{k=1}}^{{{10**6 + i}}} \\frac{{1}}{{k^k}}", f"x+{i}"),
+            (f"{i}!!-x", f"x-{i}!!"),
+        ][i // 25 % 8]
     return [
-        (f"{'(' * 50}x+{i}{')' * 50}", f"x+{i}"),
         (f"\\frac{{{i}}}{{", "1"),
         (f"__import__('os').system('touch pwned{i}')", "x"),
         (f"\\sqrt[{i}]{{x}}^{{\\frac", "x"),
-        (f"\\int_0^{{{i}}} x^{{x^x}} dx", f"x+{i}"),
-        (f"\\sum_{{k=1}}^{{{10**6 + i}}} \\frac{{1}}{{k^k}}", f"x+{i}"),
         (f"\\lim_{{x\\to {i}}} \\frac{{\\sin x}}{{x-{i}}}", f"x-{i}"),
-        (f"{i}!!-x", f"x-{i}!!"),
-    ][i % 8]
+    ][i % 4]
 
 
 MIXES: dict[str, Mix] = {"easy": easy, "latex": latex}
