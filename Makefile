@@ -75,6 +75,7 @@ bench: setup
 	@$(BIN)/python tests/benchmarks/credit.py
 	@$(BIN)/python tests/benchmarks/credit_pipeline.py
 	@$(BIN)/python tests/benchmarks/orchestration.py
+	@$(BIN)/python tests/benchmarks/evaluation.py
 
 bench-training: setup
 	@test -x .venv-peers/bin/trl || $(BIN)/python tests/benchmarks/training.py --setup-peers
