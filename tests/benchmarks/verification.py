@@ -158,9 +158,10 @@ def resident() -> float:
 
 
 def family(pid: int) -> Iterator[int]:
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield int(child)
-        yield from family(int(child))
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in listed.read_text().split():
+            yield int(child)
+            yield from family(int(child))
 
 
 def held() -> tuple[int, int, int]:
@@ -201,7 +202,7 @@ def siege(num: int) -> None:
     outcomes = [outcome for share in shares for outcome in share]
     words = {True: "equal", False: "different", None: "unreadable"}
     counts = Counter(str(outcome.failure or words[outcome.is_equal]) for outcome in outcomes)
-    right = pool.compare(batch(easy, 200, 50_000))
+    right, during = pool.compare(batch(easy, 200, 50_000)), held()
     grown = resident() - size
     pool.close()
     print(
@@ -210,7 +211,7 @@ def siege(num: int) -> None:
     )
     twice = sum(outcome.num_attempts > 1 for outcome in outcomes)
     print(f"  verdicts lost: {num - len(outcomes)}; tried twice: {twice:,}; this process grew by {grown:.1f} MB")
-    print(f"  descriptors, threads, processes before {before}, after {held()}; right on easy pairs afterwards: "
+    print(f"  descriptors, threads, processes before {before}, in it {during}, after {held()}; easy pairs judged then: "
           f"{sum(o.is_equal is not None for o in right)} of {len(right)}")  # fmt: skip
     assert not list(Path.cwd().glob("pwned*"))
 
