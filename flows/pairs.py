@@ -87,7 +87,7 @@ class PairReader:
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
-        self._accepted: str | None = None
+        self._accepted: tuple[str, int] | None = None
         self.num_lines = 0
 
     def pairs(self, lines: Sequence[bytes]) -> tuple[list[Pair], BadPair | None]:
@@ -132,7 +132,7 @@ class PairReader:
         for key, text in (("answer", answer), *(("options", option) for option in options)):
             if _SURROGATES.search(text):
                 raise ValueError(f"{key}: expected Unicode text, got a lone surrogate in {_shown(text)}")
-        self._check(answer)
+        self._check(answer, tuple(options))
         row = Row(
             completion=_SURROGATES.sub("\ufffd", completion),
             answer=answer,
@@ -141,14 +141,14 @@ class PairReader:
         )
         return Pair(row, {key: value for key, value in tree.items() if key not in OWN_KEYS})
 
-    def _check(self, answer: str) -> None:
+    def _check(self, answer: str, options: tuple[str, ...]) -> None:
         """Errors: ValueError for an answer that the verifier refuses. Answers often repeat from line to line."""
-        if answer == self._accepted:
+        if (answer, len(options)) == self._accepted:
             return
         if not answer.strip():
             raise ValueError(f"answer: expected the gold answer, got {_shown(answer)}, which nothing can be equal to")
-        self._verifier.check_answer(answer)
-        self._accepted = answer
+        self._verifier.check_answer(answer, options)
+        self._accepted = answer, len(options)
 
 
 def _parsed(text: str) -> Any:

@@ -215,16 +215,16 @@ def _refuse_answers(found: StoredRun, judge: Verifier) -> None:
     asked = {step.prompts.path: step.prompts for step in found.steps.values()}
     drawn = {i for step in found.steps.values() for i in step.rollouts.read(["prompt_id"]).column(0).to_pylist()}
     answers = {
-        prompt_id: answer
+        row["prompt_id"]: (row["answer"], tuple(row["options"] or ()))
         for prompts in asked.values()
-        for prompt_id, answer in zip(*prompts.read(["prompt_id", "answer"]).to_pydict().values(), strict=True)
-        if prompt_id in drawn
+        for row in prompts.read(["prompt_id", "answer", "options"]).to_pylist()
+        if row["prompt_id"] in drawn
     }
-    problems = {prompt_id: said for prompt_id, answer in answers.items() if (said := _problem(judge, answer))}
+    problems = {prompt_id: said for prompt_id, gold in answers.items() if (said := _problem(judge, *gold))}
     if not problems:
         return
     own, version = next(iter(found.steps.values())).verifier
-    able = [name for name, each in VERIFIERS.items() if not any(_problem(each, answers[i]) for i in problems)]
+    able = [name for name, each in VERIFIERS.items() if not any(_problem(each, *answers[i]) for i in problems)]
     shown = [f"  {prompt_id}: {said[:300]}" for prompt_id, said in sorted(problems.items())[:SHOWN_ANSWERS]]
     more = f"\n  and {len(problems) - len(shown):,} more" if len(problems) > len(shown) else ""
     raise ConfigError(
@@ -236,9 +236,9 @@ def _refuse_answers(found: StoredRun, judge: Verifier) -> None:
     )
 
 
-def _problem(verifier: Verifier, answer: str) -> str | None:
+def _problem(verifier: Verifier, answer: str, options: tuple[str, ...]) -> str | None:
     try:
-        verifier.check_answer(answer)
+        verifier.check_answer(answer, options)
     except ValueError as error:
         return str(error)
     return None

@@ -23,7 +23,7 @@ from tasks.core.verdict import Status, Verifier
 from tasks.core.verifiers import get_verifier
 from tasks.experiment import ConfigError, apply_overrides
 from tasks.judges import Judges, Verdict
-from tasks.verification_config import FAILURES, VerificationConfig, reward_of
+from tasks.verification_config import VerificationConfig, reward_of
 
 SAY_EVERY_SECONDS = 10.0
 """Plain lines of progress, where there is no terminal."""
@@ -213,7 +213,7 @@ class Progress:
         if output and others:
             rarest = min(others, key=lambda status: self._statuses[status])
             yield f'grep \'"status": "{rarest}"\' {shlex.quote(str(output))} | head'
-        if any(self._statuses[Status(status)] for status in FAILURES):
+        if self._statuses[Status.TIMEOUT]:
             yield f"{command_name()} verify --verifier {name} --set verification.timeout_seconds=20 (more time a pair)"
         yield f"{command_name()} recredit RUN --verifier {name}   (a stored run's completions, judged by it)"
 

@@ -30,7 +30,7 @@ from storage.dropping import flush
 from storage.fingerprint import canonical
 from storage.lock import folder_lock, hold_new_folder, remove_abandoned
 from storage.parquet import read_table
-from storage.schema import SCHEMA_VERSION
+from storage.schema import SCHEMA_VERSION, TABLES
 from storage.staging import Staging as Staging
 
 MANIFEST = "manifest.json"
@@ -59,8 +59,12 @@ class Part:
         return self.name in self.artifact.dropped
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
-        """Rows of a table part."""
-        return read_table(self.path, columns)
+        """Rows of a table part; columns that its schema version did not have yet are NULL."""
+        rows = read_table(self.path, columns)
+        for name in columns or ():
+            if name not in rows.column_names:
+                rows = rows.append_column(name, pa.nulls(rows.num_rows, TABLES[self.name].column(name).type))
+        return rows
 
     def open(self) -> pq.ParquetFile:
         """A table part, to be read row group by row group."""

@@ -103,7 +103,7 @@ def _check_answers(examples: list[Example], verifier: str, source: DatasetSource
     bad = []
     for example in examples:
         try:
-            check(example.answer)
+            check(example.answer, example.options)
         except ValueError as error:
             bad.append(f"row {example.row_index}: {error}")
     if bad:

@@ -65,9 +65,10 @@ def math500(index: int, row: dict[str, Any]) -> Example:
 
 def amc23(index: int, row: dict[str, Any]) -> Example:
     """AMC23: answers are whole numbers, which some copies write as 27.0."""
-    answer = str(row["answer"]).strip() if row["answer"] is not None else ""
-    if not answer:
-        raise ValueError("the column answer is empty: expected a number")
+    value = row["answer"]
+    answer = str(value).strip() if value is not None else ""
+    if not answer or isinstance(value, bool) or answer.lower().strip("+-") in ("nan", "inf", "infinity"):
+        raise ValueError(f"the column answer is {value!r}: expected a number")
     return Example(index, _text(row, "question"), canonical_integer(answer.removesuffix(".0")) or answer)
 
 
@@ -81,7 +82,7 @@ def gsm_hard(index: int, row: dict[str, Any]) -> Example:
 def medqa(index: int, row: dict[str, Any]) -> Example:
     """MedQA: the letter of the option whose text is the answer column."""
     letter, answer = _text(row, "answer_idx"), _text(row, "answer")
-    options = _options([row["options"][name] for name in LETTERS])
+    options = _options([(row["options"] or {}).get(name) for name in LETTERS])
     if letter not in LETTERS or len(letter) != 1:
         raise ValueError(f"answer_idx is {letter!r}: expected one of {', '.join(LETTERS)}")
     if options[LETTERS.index(letter)] != answer:

@@ -75,8 +75,6 @@ class Verifier(Protocol):
     """The key in the registry and in the `verifier` column."""
     version: int
     """Raised whenever any completion would be judged differently; verdicts of both versions then stand side by side."""
-    needs_algebra: bool
-    """Whether `judge` may return a Comparison: whoever runs such a verifier needs an algebra system."""
     warning: str
     """What somebody who chooses this verifier should know, in one sentence; "" when there is nothing to say."""
 
@@ -90,8 +88,9 @@ class Verifier(Protocol):
         """
         ...
 
-    def check_answer(self, answer: str) -> None:
-        """Raise ValueError when the verifier cannot compare the gold `answer`: bad keys are refused at load."""
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
+        """Raise ValueError when the verifier cannot compare the gold `answer`, or it is none of `options`: bad keys are
+        refused at load."""
         ...
 
 

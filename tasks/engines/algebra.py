@@ -4,6 +4,7 @@ Beside what math-verify does by itself:
 
 * Nothing of an answer is evaluated as Python. Its parser of plain expressions (sympy.parse_expr, which is `eval`) is
   not used. Its LaTeX parser, which is, hands numbers to the same `eval`: here they must be digits.
+* A free `i` is the imaginary unit: math-verify takes it for a variable, and (1+i)^2 for another number than 2i.
 * No alarm signals: the parent's clock is the only limit.
 * It catches every exception of sympy on the way and answers "different". A comparison that ran out of memory or of
   stack has not found a difference: such exceptions are noted where they are still seen, and told.
@@ -51,7 +52,7 @@ class Algebra:
         """Errors: ImportError where math_verify or sympy cannot be imported."""
         from latex2sympy2_extended import latex2sympy2
         from math_verify import grader, parser, verify
-        from sympy import Basic, MatrixBase
+        from sympy import Basic, I, MatrixBase
 
         for name in ("grader", "parser", "utils"):  # they warn that no alarm will interrupt them
             logging.getLogger(f"math_verify.{name}").disabled = True
@@ -67,6 +68,7 @@ class Algebra:
             latex2sympy2.normalize_latex,
             config=latex2sympy2.NormalizationConfig(**settings, boxed="none", equations=False),
         )
+        self._unit = I
         self._read, self._kinds = parser.parse_latex_cached, (Basic, MatrixBase)
         self._gold = functools.lru_cache(GOLDS_REMEMBERED)(self._parsed)
         self._answer = functools.lru_cache(ANSWERS_REMEMBERED)(self._parsed)
@@ -114,7 +116,10 @@ class Algebra:
             raise
         except Exception:
             return None
-        return found if isinstance(found, self._kinds) else None
+        if not isinstance(found, self._kinds):
+            return None
+        units = {symbol: self._unit for symbol in found.free_symbols if symbol.name == "i"}
+        return found.xreplace(units) if units else found
 
     def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, whose MemoryError and RecursionError are noted before its caller may swallow them."""

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tasks.core.verdict import Comparison, Judgement
 from tasks.core.verifiers import get_verifier
+from tasks.judges import Judges, Row
+from tasks.verification_config import VerificationConfig
 
 HERE = Path(__file__).parent
 PEERS = Path(os.environ.get("TEMPO_COMPARED_PEERS", HERE.parents[1] / ".venv-peers" / "verifiers"))
@@ -32,29 +33,23 @@ def completions() -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def is_equal(comparison: Comparison) -> bool | None:
-    """math-verify's word, read as LaTeX alone: its other configuration evaluates text."""
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    latex = [LatexExtractionConfig()]
-    gold, answer = (
-        parse(f"\\boxed{{{text}}}", extraction_config=latex, parsing_timeout=None)
-        for text in (comparison.gold, comparison.answer)
-    )
-    return bool(verify(gold, answer, timeout_seconds=None)) if answer else None
-
-
-def verdict(row: dict[str, Any]) -> list[str | None]:
-    """Status and extracted answer."""
-    name = row["dataset"] if row["dataset"] in ("gsm8k", "math") else "choice"
-    options = [text or "" for text in row.get("options", ())]
-    judged = get_verifier(name).judge(row["completion"], row["gold"], is_truncated=row["is_truncated"], options=options)
-    judgement = judged if isinstance(judged, Judgement) else judged.judgement(is_equal(judged))
-    return [judgement.status.value, judgement.extracted_answer]
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, list[str | None]]:
+    """Status and extracted answer of every completion, as a run has them."""
+    judges, said = Judges(), {}
+    config = VerificationConfig(workers=1, timeout_seconds=60)
+    for row in completions():
+        name = row["dataset"] if row["dataset"] in ("gsm8k", "math") else "choice"
+        options = tuple(text or "" for text in row.get("options", ()))
+        asked = {"completion": row["completion"], "answer": row["gold"], "is_truncated": row["is_truncated"]}
+        (verdict,) = judges.judge(get_verifier(name), [Row(**asked, options=options)], config)
+        said[row["id"]] = [verdict.judgement.status.value, verdict.judgement.extracted_answer]
+    judges.close()
+    return said
 
 
-def test_our_verdicts_on_every_completion_are_the_stored_ones() -> None:
-    assert {row["id"]: verdict(row) for row in completions()} == stored("verdicts.json")
+def test_our_verdicts_on_every_completion_are_the_stored_ones(verdicts: dict[str, list[str | None]]) -> None:
+    assert verdicts == stored("verdicts.json")
 
 
 def test_a_verdict_is_right_on_every_written_completion_but_those_listed() -> None:
@@ -89,8 +84,10 @@ def peers_verdicts() -> dict[str, dict[str, bool]]:
 
 
 @pytest.mark.slow
-def test_we_disagree_with_lm_eval_verl_and_math_verify_where_the_fixture_says_and_nowhere_else() -> None:
-    fixture, ours = stored("disagreements.json"), {row["id"]: verdict(row)[0] == "correct" for row in completions()}
+def test_we_disagree_with_lm_eval_verl_and_math_verify_where_the_fixture_says_and_nowhere_else(
+    verdicts: dict[str, list[str | None]],
+) -> None:
+    fixture, ours = stored("disagreements.json"), {id: status == "correct" for id, (status, _) in verdicts.items()}
     listed = {(entry["peer"], id, entry["ours"]) for entry in fixture["disagreements"] for id in entry["ids"]}
     found, table = set(), []
     for peer, theirs in peers_verdicts().items():

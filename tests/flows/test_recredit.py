@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -139,7 +140,7 @@ class Lettered(ArithmeticVerifier):
 
     name = "lettered"
 
-    def check_answer(self, answer: str) -> None:
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
         if answer not in "ABCD":
             raise ValueError(f"gold answer {answer!r} cannot be compared: expected a letter")
 
@@ -223,3 +224,11 @@ def test_gold_answers_that_the_verifier_refuses_are_named_before_any_work(tempo:
 )
 def test_a_recredit_that_would_add_nothing_new_or_cannot_be_had_is_refused(tempo: Tempo, data, arguments, expected):
     assert expected in refused(tempo, data, *arguments)
+
+
+def test_a_run_of_an_older_schema_is_judged_again_though_its_prompts_have_no_options(tempo: Tempo, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(Path(__file__).parents[1] / "storage" / "golden" / "v3", root)
+    recredit(tempo, root, "--verifier", "exact")
+    judged = query(root, "SELECT verifier, count(*) FROM verdicts WHERE purpose = 'recredit' GROUP BY ALL")
+    assert judged == [("exact", 6)]  # step 1: 2 prompts x 3 completions

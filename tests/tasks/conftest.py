@@ -64,7 +64,7 @@ class FakeVerifier:
             raise self.failures[remainder]("on purpose")
         return Judgement(status=Status.CORRECT if remainder else Status.WRONG, extracted_answer=str(remainder))
 
-    def check_answer(self, answer: str) -> None:
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
         """Every answer will do."""
 
 

@@ -194,7 +194,7 @@ REFUSED: list[tuple[str, dict[str, Sequence[Row]], str]] = [
     ("math", math_rows(level=None), r"row 1: the column level is empty"),
     ("math500", {"test.jsonl": [MATH500[0] | {"answer": ""}]}, "row 0: the column answer is empty"),
     ("math500", {"test.jsonl": [MATH500[0] | {"level": "3"}]}, "the column level has the type string: expected int64"),
-    ("amc23", {"test.jsonl": [AMC23[0], AMC23[1] | {"answer": None}]}, "row 1: the column answer is empty"),
+    ("amc23", {"test.jsonl": [AMC23[0], AMC23[1] | {"answer": None}]}, "row 1: the column answer is None"),
     (
         "gsm_hard",
         {"train.jsonl": [{"input": "How many?", "target": "7"}]},

@@ -24,7 +24,6 @@ class ArithmeticVerifier:
 
     name = "arithmetic"
     version = 1
-    needs_algebra = False
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
@@ -39,7 +38,7 @@ class ArithmeticVerifier:
             return unparseable(raw)
         return Judgement(status=Status.CORRECT if raw == answer else Status.WRONG, extracted_answer=raw)
 
-    def check_answer(self, answer: str) -> None:
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
         """Accept one ASCII digit. Errors: ValueError for anything else."""
         if answer not in _DIGITS:
             raise ValueError(

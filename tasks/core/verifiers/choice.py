@@ -19,22 +19,25 @@ _WINDOW = 120
 _MAX_PHRASES = 10_000
 """Phrases "answer is" that are looked at, from the last one backwards."""
 
-_PHRASE = re.compile(r"\b(?:answer|option|choice)[*_]*+ *+(?:is\b|:)", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\banswer[*_]*+ *+(?:is\b|must be\b|:)|(?:^|\b(?:correct|right|best) )(?:option|choice)[*_]*+ *+(?:is\b|:)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _LEAD = (
-    r"(?:[\s*_:$\"'`(\[]|\\[(\[]|\\(?:text|textbf|mathbf|mathrm|boxed)\{"
+    r"(?:[\s*_:$\"'`\u201c\u2018(\[]|\\[(\[]|\\(?:text|textbf|mathbf|mathrm|boxed)\{"
     r"|(?i:option|choice|letter|most likely|likely|probably|definitely|clearly|therefore|thus)\s)*+"
 )
 _STATED = re.compile(
     _LEAD + r"(?:(?<=[(\[])(?P<bracketed>[a-z])(?=[)\]])|(?P<letter>[A-Z])(?![A-Za-z0-9]|['\u2019][A-Za-z]))"
 )
 _NO_LETTER = re.compile(_LEAD + r"(?i:not|none|neither|both|either|all|any|unclear|unknown|n/a)\b")
-_CLOSERS = re.compile(r"(?:[)\]}*_$\"'`]|\\[)\]])*+")
+_CLOSERS = re.compile(r"(?:[)\]}*_$\"'`\u201d]|\\[)\]])*+")
 _ANOTHER = re.compile(
     r"\s*(?:[/,&+\-\u2013]|,?\s*(?i:or|and)\b)\s*(?i:option\s|choice\s|or\s|and\s)?[(\[*]*[A-Z](?![A-Za-z])"
 )
 _END = re.compile(
-    r"[.,;:!]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s"
-    r"|\s++(?i:because|since|as|due|which|based|for)\b"
+    r"[.,;:!\u2014]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s"
+    r"|\s++(?i:because|since|as|due|which|based|for|is (?:correct|right|the (?:correct|right|best)))\b"
 )
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(r"\b(?:not|never|cannot|if|whether|unless|why)\b|n['\u2019]t\b", re.IGNORECASE)
@@ -86,14 +89,11 @@ class ChoiceVerifier:
 
     name = "choice"
     version = 1
-    needs_algebra = False
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
-        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise, and for a letter
-        beyond `options`."""
-        self.check_answer(answer)
-        check_options(answer, options)
+        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
+        self.check_answer(answer, options)
         text = after_thoughts(completion)
         stated = _in_box(text, options) or _in_phrase(text) or _alone(text, options)
         if is_truncated and (stated is None or stated.is_open):
@@ -105,9 +105,10 @@ class ChoiceVerifier:
         status = Status.CORRECT if stated.letter == answer else Status.WRONG
         return Judgement(status=status, extracted_answer=stated.letter)
 
-    def check_answer(self, answer: str) -> None:
-        """Accept one capital letter. Errors: ValueError for anything else."""
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
+        """Accept one capital letter, of the options if there are any. Errors: ValueError for anything else."""
         check_letter(answer, self.name)
+        check_options(answer, options)
 
 
 def check_letter(answer: str, verifier: str) -> None:

@@ -23,7 +23,6 @@ class ExactVerifier:
 
     name = "exact"
     version = 1
-    needs_algebra = False
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
@@ -41,7 +40,7 @@ class ExactVerifier:
         status = Status.CORRECT if stated == answer else Status.WRONG
         return Judgement(status=status, extracted_answer=stated[:MAX_EXTRACTED_CHARACTERS])
 
-    def check_answer(self, answer: str) -> None:
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
         """Accept any string but an empty one or one with space at its ends. Errors: ValueError for those."""
         if not answer or answer != answer.strip(_SPACE):
             raise ValueError(

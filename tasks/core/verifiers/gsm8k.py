@@ -57,7 +57,6 @@ class Gsm8kVerifier:
 
     name = "gsm8k"
     version = 1
-    needs_algebra = False
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
@@ -74,7 +73,7 @@ class Gsm8kVerifier:
         # Canonical forms are equal exactly when the integers are.
         return Judgement(status=Status.CORRECT if integer == answer else Status.WRONG, extracted_answer=integer)
 
-    def check_answer(self, answer: str) -> None:
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
         """Accept an integer in canonical form: no leading zero, no "-0". Errors: ValueError for anything else."""
         if _CANONICAL.fullmatch(answer) is None:
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tasks.core.verifiers.exact_numbers import exact_number
 from tasks.core.verifiers.latex_commands import FUNCTIONS, commands
-from tasks.core.verifiers.shapes import TOKEN
+from tasks.core.verifiers.shapes import CLOSING, OPENING, TOKEN
 
 Word = Literal["equal", "different", "unreadable", "undecided"]
 """What text alone can say of two answers; undecided: an algebra system has the word."""
@@ -45,6 +45,13 @@ _REFUSED = re.compile(
     r"|\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|exp)_"  # an index that it drops
     r"|/0+(?![.0-9])|\}\{0+\}"  # a division by zero: 3/(t/0(3)) was accepted for 9/t
 )
+_GOLD_READABLE = re.compile(r"[a-zA-Z0-9+\-*/^_{}()\[\]|.,!<>=:'&\\%~\u00b0 ]*")
+_WORDS = re.compile(r"\\text\{[^{}]*\}")
+_UNFINISHED = re.compile(
+    r"[*/^_,=:].*|.*(?:[+\-*/^_,=:<>&]|\\(?:cdot|times|div|pm|mp|cup|cap|setminus|in|notin|le|ge|ne|equiv|approx|frac|sqrt))",
+    re.DOTALL,
+)
+_ZERO_DIVISION = re.compile(r"/0+(?![.0-9])|\\frac\{.*\}\{0+\}")
 _SYMBOLIC_FACTORIAL = re.compile(r"\([^()!^\\]*[a-zA-Z][^()!^\\]*\)!")
 _POWER_OF_POWER = re.compile(r"\}[)}]\^\{")
 _EXPONENT_DIGITS = re.compile(r"\^\{[+-]?([0-9]+)")
@@ -79,6 +86,26 @@ def guarded(answer: str, gold: str) -> Word:
     return "undecided"
 
 
+def is_comparable(gold: str) -> bool:
+    r"""Whether a gold answer in normal form can be compared with other ways of writing it.
+
+    Beside words: no signs beyond ASCII (nothing but the very same signs would be equal), brackets that match, and no
+    operator that waits for an operand, no division by zero.
+
+    >>> [is_comparable(gold) for gold in ["x+1", "[0,1)", "x+", ")x(", r"\frac{1}{0}", "5\u20ac", r"\text{caf\u00e9}"]]
+    [True, True, False, False, False, False, True]
+    """
+    bare = _WORDS.sub("w", gold)
+    depth = 0
+    for token in TOKEN.findall(bare):
+        depth += (token in OPENING) - (token in CLOSING)
+        if depth < 0:
+            return False
+    return depth == 0 and not (
+        _UNFINISHED.fullmatch(bare) or _ZERO_DIVISION.search(bare) or not _GOLD_READABLE.fullmatch(bare)
+    )
+
+
 def letters(tokens: list[str]) -> set[str]:
     """The variables among the tokens."""
     return {token for token in tokens if len(token) == 1 and token.isalpha()} - {"e", "i"}
@@ -87,16 +114,11 @@ def letters(tokens: list[str]) -> set[str]:
 def algebra_form(form: str) -> str:
     r"""The form as math-verify must see it.
 
-    Letters at its end in braces, or it takes them for a unit; every `i` in braces, or it does not see that it is the
-    imaginary unit.
+    Letters at its end in braces, or it takes them for a unit.
 
     >>> algebra_form("5c"), algebra_form(r"\pi r"), algebra_form("2i+x"), algebra_form("x")
-    ('5{c}', '\\pi{r}', '2{i}+x', 'x')
+    ('5{c}', '\\pi{r}', '2i+x', 'x')
     """
-    tokens = TOKEN.findall(form)
-    if "{i}" not in form:
-        tokens = ["{i}" if token == "i" else token for token in tokens]
-    form = "".join(tokens)
     return _LAST_LETTERS.sub(lambda match: f"{{{match[1]}}}", form)
 
 

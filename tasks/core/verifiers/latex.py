@@ -6,6 +6,7 @@ The answer is read token by token, as TeX does, and written anew. Nothing is eva
 import re
 
 from tasks.core.verifiers.latex_commands import (
+    DEGREE,
     FRACTIONS,
     FUNCTIONS,
     NOTHING,
@@ -15,8 +16,10 @@ from tasks.core.verifiers.latex_commands import (
     SPACES,
     SYNONYMS,
     TEXTS,
+    TRIGONOMETRIC,
     TYPEFACES,
 )
+from tasks.core.verifiers.units import is_lone_unit, with_text_units
 
 MAX_CHARACTERS = 400
 """Longest answer that is read: MATH's longest gold answer has 159 characters."""
@@ -24,7 +27,7 @@ MAX_DEPTH = 60
 """Deepest nesting of braces and brackets that is read."""
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[ \t\r\n]+|.", re.DOTALL)
-_WORD = re.compile(r"[A-Za-z]{2}")
+_WORD = re.compile(r"[^\W\d_]{2}")
 # "1 or 2" is a list, inside \text and outside.
 _SEPARATOR_WORD = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[,;][,;~]*")
@@ -32,6 +35,7 @@ _THIN_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:\\,[0-9]{3})+(?![0
 _SURE_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:,\\![0-9]{3})+(?![0-9])")
 _COMMA_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,~])")
 _BARE_POINT = re.compile(r"(?<![0-9])\.(?=[0-9])")
+_PLAIN_ROOT = re.compile(r"\u221a([0-9]+|[a-z])(?![0-9a-zA-Z.])")
 _EMPTY_SET = re.compile(r"\\\{\\\}")
 
 
@@ -42,11 +46,12 @@ class _Unreadable(Exception):
 def normal_form(raw: str) -> str | None:
     r"""The answer `raw` in normal form; None when it cannot be read: see below.
 
-    Changed: `\left`, `\right`, `\displaystyle`, typefaces, thin and negative spaces, dollar and degree signs go;
-    `\dfrac` and `\tfrac` are `\frac`; arguments of `\frac`, `\sqrt`, `^` and `_` get braces, and braces that mean
-    nothing go; `\text` and its like become `\text{words}`, or plain characters when they hold no word; synonyms
-    become one (`\leq` is `\le`, `\varnothing` is `\emptyset`, "and", "or" and ';' are ','); thousands separators go
-    where all groups are full, a plain comma only outside brackets; ".5" is "0.5"; a full stop at the end goes.
+    Changed: `\left`, `\right`, `\displaystyle`, typefaces, thin and negative spaces and dollar signs go; so do degree
+    signs, but under a trigonometric function, where 20^\circ is \frac{20\pi}{180}; `\dfrac` and `\tfrac` are `\frac`;
+    arguments of `\frac`, `\sqrt`, `^` and `_` get braces, and braces that mean nothing go; `\text` and its like become
+    `\text{words}`, or plain characters when they hold no word; synonyms become one (`\leq` is `\le`, `\varnothing` is
+    `\emptyset`, "and", "or" and ';' are ','); thousands separators go where all groups are full, a plain comma only
+    outside brackets; ".5" is "0.5"; a full stop at the end goes.
     Between digits a space is kept, as '~': "1 2" is not 12.
     None: nothing left; more than MAX_CHARACTERS; braces that do not match; nesting beyond MAX_DEPTH; control characters
     and other invisible ones.
@@ -56,11 +61,11 @@ def normal_form(raw: str) -> str | None:
     """
     if len(raw) > MAX_CHARACTERS:
         return None
-    text = _SEPARATOR_WORD.sub(",", raw.translate(SIGNS))
+    text = _SEPARATOR_WORD.sub(",", with_text_units(_PLAIN_ROOT.sub(r"\\sqrt{\1}", raw)).translate(SIGNS))
     if not all(character.isprintable() or character in "\t\r\n" for character in text) or _is_deep(text):
         return None
     try:
-        tokens = _Reader(_TOKEN.findall(text)).all()
+        tokens = _degrees(_Reader(_TOKEN.findall(text)).all())
     except _Unreadable:
         return None
     form = _regrouped(joined(_spaced(tokens))).removesuffix(".")
@@ -79,6 +84,29 @@ def joined(tokens: list[str]) -> str:
             pieces.append(" ")
         pieces.append(token)
     return "".join(pieces)
+
+
+def _degrees(tokens: list[str]) -> list[str]:
+    r"""The tokens without degree signs; under a trigonometric function they mean \pi/180, and 20 is another angle.
+
+    >>> "".join(_degrees(["\\sin", "2", "0", DEGREE])), _degrees(["2", "0", DEGREE])
+    ('\\sin\\frac{20\\pi}{180}', ['2', '0', '~'])
+    """
+    if TRIGONOMETRIC.isdisjoint(tokens):
+        return ["~" if token == DEGREE else token for token in tokens]
+    read: list[str] = []
+    for token in tokens:
+        if token != DEGREE:
+            read.append(token)
+            continue
+        start = len(read)
+        while start and (read[start - 1] == "." or read[start - 1].isdecimal()):
+            start -= 1
+        if start == len(read):  # a letter's degrees, or a bracket's: equal to nothing but themselves
+            read.append(token)
+        else:
+            read[start:] = ["\\frac{", *read[start:], "\\pi", "}{", "1", "8", "0", "}"]
+    return read
 
 
 def _is_deep(text: str) -> bool:
@@ -179,6 +207,8 @@ class _Reader:
         token = SYNONYMS.get(token, token)
         if token.isspace() or token in SPACES:
             return ["~"]
+        if token == "\\degree":
+            return [DEGREE]
         if token in ("\\,", "\\thinspace"):
             return ["\\,"]
         if token == "{":
@@ -234,7 +264,7 @@ class _Reader:
     def script(self, mark: str) -> list[str]:
         read = self.argument()
         if mark == "^" and read in (["\\circ"], []):
-            return ["~"]
+            return [DEGREE] if read else ["~"]
         if mark == "^" and set(read) == {"'"}:
             return read
         return [mark + "{", *read, "}"]
@@ -259,7 +289,7 @@ class _Reader:
         words = " ".join("".join(self.tokens[start : self.position]).strip("{}").replace("~", " ").split())
         if "\\" in words or "$" in words or "{" in words or "}" in words:
             return read
-        if not _WORD.search(words):
-            return read
         has_space = self.tokens[start + 1 : start + 2] in ([" "], ["~"])
+        if not _WORD.search(words) and not (has_space and is_lone_unit(words.strip("()"))):
+            return read
         return [f"\\text{{{' ' if has_space else ''}{words}}}"]

@@ -5,6 +5,8 @@ SIGNS = str.maketrans(
         "\u2212": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "\\div ", "\u03c0": "\\pi ",
         "\u221e": "\\infty ", "\u00b0": "^\\circ ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ",
         "\u00b1": "\\pm ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ",
+        "\u00b2": "^{2}", "\u00b3": "^{3}", "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}",
+        "\u00be": "\\frac{3}{4}",
     }
 )  # fmt: skip
 """What models write for LaTeX, one sign for one command; nothing else beyond ASCII is read, it may only be equal."""
@@ -26,9 +28,13 @@ SIZES = commands("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr")
 NOTHING = frozenset(["\\!", "\\displaystyle", "\\textstyle", "\\limits", "\\boxed", "\\fbox"])
 """Commands that mean nothing inside an answer."""
 SPACES = frozenset(["$", "\\$", "\\(", "\\)", "~", "\\;", "\\:", "\\>", "\\ "]) | commands(
-    "quad qquad enspace thickspace degree"
+    "quad qquad enspace thickspace"
 )
-"""Dollar and degree signs are among them: "7$2" is not 72."""
+"""Dollar signs are among them: "7$2" is not 72."""
+DEGREE = "\u00b0"
+"""The token of a degree sign, however it was written, while an answer is read."""
+TRIGONOMETRIC = commands("sin cos tan cot sec csc")
+"""Functions of an angle."""
 SYNONYMS = {
     "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\neq": "\\ne", "\\lt": "<",
     "\\gt": ">", "*": "\\cdot", "\\ast": "\\cdot", "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varnothing":

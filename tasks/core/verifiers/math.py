@@ -8,13 +8,14 @@ from functools import lru_cache
 from tasks.core.verdict import MAX_EXTRACTED_CHARACTERS, Comparison, Judgement, Status, unparseable
 from tasks.core.verifiers.boxes import after_thoughts, last_box
 from tasks.core.verifiers.exact_numbers import exact_number
-from tasks.core.verifiers.guards import Word, algebra_form, guarded
+from tasks.core.verifiers.guards import Word, algebra_form, guarded, is_comparable
 from tasks.core.verifiers.latex import MAX_CHARACTERS, normal_form
-from tasks.core.verifiers.shapes import UNORDERED, Shape, bare, canonical, shape_of, without_unit
+from tasks.core.verifiers.shapes import TOKEN, UNORDERED, Shape, bare, canonical, shape_of, trusted_units, without_unit
 
-# "x =", "f(x) =", "a_n =": the name of what was asked for. "x \in" likewise.
+# "x =", "f(x) =", "a_n =", "P(A) =", "AB =", "\angle A =", "(a,b) =": the name of what was asked for; "x \in" likewise.
 _NAME = re.compile(
-    r"(?P<name>(?:[a-zA-Z]|\\[a-z]+)'?(?:_\{[^{}]{1,5}\})?(?:\^\{-1\})?(?:\([a-z](?:,[a-z])*\))?)(?P<sign>=|\\in(?![a-z]))"
+    r"(?P<name>(?:m?\\angle ?[A-Z]{1,3}|[A-Z]{2,3}|(?:[a-zA-Z]|\\[a-z]+)'?(?:_\{[^{}]{1,5}\})?(?:\^\{-1\})?"
+    r"(?:\((?P<arguments>[a-z](?:,[a-z])*|[A-Z]|-?[0-9]{1,4})\))?)|\([a-z](?:,[a-z])+\))(?P<sign>=|\\in(?![a-z]))"
 )
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]++)")
 
@@ -28,10 +29,12 @@ class MathVerifier:
     1. Equal as text: correct. Numbers, points, intervals, matrices, lists and sets are equal when their items are,
        lists and sets in any order; a list and a set of the same items are equal. "x=" and "x \in" are dropped where one
        of the two has them or both have the same. A unit or percent sign at the end is dropped (two different units are
-       wrong), hence 50\% is 50 and never 0.5. Words are compared without regard to case.
+       wrong), hence 50\% is 50 and never 0.5. Words are compared without regard to case, but for capitals
+       alone, which may be labels: AB is not ab.
     2. Numbers (exact_numbers.py): correct or wrong, exactly: 0.333 is not \frac{1}{3}.
     3. Another shape (shapes.py): wrong. A list where one value was asked for, or one value for a list; another number
-       of items; (1,2) for [1,2], for \{1,2\} or for "1,2". \pm 2 counts as the list 2,-2.
+       of items; (1,2) for [1,2], for \{1,2\} or for "1,2"; an inequality for an interval, since (0,1) may be a point.
+       \pm 2 counts as the list 2,-2.
     4. What an algebra system would take for equal and is not, or should not be given: wrong or unparseable (guards.py).
     5. All else is a Comparison, for an algebra system. No text of a completion is ever evaluated here.
 
@@ -53,7 +56,6 @@ class MathVerifier:
 
     name = "math"
     version = 1
-    needs_algebra = True
     warning = ""
 
     def judge(
@@ -74,11 +76,14 @@ class MathVerifier:
         if word == "unreadable":
             return unparseable(box[1].raw)
         if word == "undecided":
-            return Comparison(answer=algebra_form(_value(form)), gold=algebra_form(_exact(_value(gold))))
+            trusted = trusted_units(gold)
+            return Comparison(
+                answer=algebra_form(_value(form, trusted)), gold=algebra_form(_exact(_value(gold, trusted)))
+            )
         status = Status.CORRECT if word == "equal" else Status.WRONG
         return Judgement(status=status, extracted_answer=canonical(form)[:MAX_EXTRACTED_CHARACTERS])
 
-    def check_answer(self, answer: str) -> None:
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
         """Accept LaTeX that can be read. Errors: ValueError for what cannot be, and for a whole solution."""
         _gold_form(answer)
 
@@ -132,12 +137,12 @@ def gold_answer(solution: str) -> str:
 @lru_cache(maxsize=4096)
 def _gold_form(answer: str) -> str:
     form = None if "\\boxed" in answer or "\\fbox" in answer else normal_form(answer)
-    if form is None:
+    if form is None or not is_comparable(form):
         raise ValueError(
             f"gold answer {answer[:MAX_EXTRACTED_CHARACTERS]!r} cannot be compared: the math verifier expected the "
-            f"LaTeX of an answer without its \\boxed, not empty, at most {MAX_CHARACTERS} characters, with matching "
-            "braces and no control characters; take MATH's `solution` column through gold_answer(), or choose another "
-            "verifier"
+            f"LaTeX of an answer without its \\boxed, not empty, at most {MAX_CHARACTERS} characters, complete, with "
+            "matching brackets, and beyond ASCII only words in \\text{}; take MATH's `solution` column through "
+            "gold_answer(), or choose another verifier"
         )
     return form
 
@@ -153,33 +158,58 @@ def _aligned(answer: str, gold: str) -> tuple[str, str]:
 
 
 def _names(form: str) -> set[str]:
-    """The one name that all items have; empty when they have none or several."""
+    """The one name that all items have, or the first of them has for all: "x=1,2"; empty for none and for several."""
     shape = shape_of(form)
-    matches = [_NAME.match(item) for item in (shape.items if shape.kind == "list" else (form,))]
-    names = {"" if match is None else match[0] for match in matches}
+    items = shape.items if shape.kind == "list" else (form,)
+    names = {_name(item) for item in items}
+    if (
+        len(names) == 2
+        and "" in names
+        and _name(items[0])
+        and not any("=" in item or "\\in" in item for item in items[1:])
+    ):
+        names -= {""}
     return names if len(names) == 1 and "" not in names else set()
+
+
+def _name(item: str) -> str:
+    """The name before the sign, "" for none: f(y)=x+1 says nothing of y, and names nothing."""
+    match = _NAME.match(item)
+    if match is None:
+        return ""
+    variables = set(re.findall("[a-z]", match["arguments"] or ""))
+    others = {token for token in TOKEN.findall(item[match.end() :]) if len(token) == 1 and token.islower()} - {"e", "i"}
+    return match[0] if not variables or not others or variables & others else ""
 
 
 def _unnamed(form: str) -> str:
     shape = shape_of(form)
-    return ",".join(_NAME.sub("", item, count=1) for item in (shape.items if shape.kind == "list" else (form,)))
+    items = shape.items if shape.kind == "list" else (form,)
+    return ",".join(item.removeprefix(_name(item)) for item in items)
 
 
 def _both_signs(form: str) -> str:
-    if form.count("\\pm") != 1 or "\\mp" in form or shape_of(form).kind != "value":
+    """With plus-minus written out, in a value or in each item of a list or set."""
+    shape = shape_of(form)
+    if shape.kind in UNORDERED:
+        items = ",".join(_both_signs(item) for item in shape.items)
+        return f"\\{{{items}\\}}" if shape.kind == "set" else items
+    sign = "\\pm" if "\\pm" in form else "\\mp"
+    if form.count("\\pm") + form.count("\\mp") != 1 or shape.kind != "value":
         return form
-    before, _, after = form.partition("\\pm")
+    before, _, after = form.partition(sign)
     return f"{before}{'+' if before else ''}{after.lstrip()},{before}-{after.lstrip()}"
 
 
 def _compare_unordered(shape: Shape, gold_shape: Shape) -> Word:
     """Equal items cancel; the rest is decided when all of it are numbers, and else only together."""
-    keys = Counter(canonical(item) for item in shape.items)
-    gold_keys = Counter(canonical(item) for item in gold_shape.items)
+    trusted = trusted_units(",".join(gold_shape.items))
+    keys = Counter(canonical(item, trusted) for item in shape.items)
+    gold_keys = Counter(canonical(item, trusted) for item in gold_shape.items)
     if keys == gold_keys:
         return "equal"
-    rest = [item for item in shape.items if canonical(item) not in gold_keys]
-    gold_rest = [item for item in gold_shape.items if canonical(item) not in keys]
+    rest = [item for item in shape.items if canonical(item, trusted) not in gold_keys]
+    gold_rest = [item for item in gold_shape.items if canonical(item, trusted) not in keys]
     numbers = [exact_number(item) is not None for item in rest]
     gold_numbers = [exact_number(item) is not None for item in gold_rest]
     if not rest or not gold_rest or (all(numbers) and all(gold_numbers)):
@@ -190,7 +220,8 @@ def _compare_unordered(shape: Shape, gold_shape: Shape) -> Word:
 
 
 def _compare_values(answer: str, gold: str) -> Word:
-    (answer, unit), (gold, gold_unit) = without_unit(answer), without_unit(gold)
+    trusted = trusted_units(gold)
+    (answer, unit), (gold, gold_unit) = without_unit(answer, trusted), without_unit(gold, trusted)
     if unit and gold_unit and unit != gold_unit:
         return "different"
     number, gold_number = exact_number(answer), exact_number(gold)
@@ -204,10 +235,10 @@ def _compare_values(answer: str, gold: str) -> Word:
     return guarded(answer, gold)
 
 
-def _value(form: str) -> str:
+def _value(form: str, trusted: frozenset[str]) -> str:
     """A single value without its unit, which an algebra system would read in its own way; all else as it is."""
     shape = shape_of(form)
-    return without_unit(shape.items[0])[0] if shape.kind == "value" else form
+    return without_unit(shape.items[0], trusted)[0] if shape.kind == "value" else form
 
 
 def _exact(gold: str) -> str:

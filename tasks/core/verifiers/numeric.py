@@ -45,7 +45,6 @@ class NumericVerifier:
 
     name = "numeric"
     version = 1
-    needs_algebra = False
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
@@ -62,7 +61,7 @@ class NumericVerifier:
         status = Status.CORRECT if is_close(number, Fraction(answer)) else Status.WRONG
         return Judgement(status=status, extracted_answer=number_text(number))
 
-    def check_answer(self, answer: str) -> None:
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
         """Accept a plain decimal: no exponent, no leading zero, no "-0". Errors: ValueError for anything else."""
         if not _PLAIN.fullmatch(answer) or len(answer) > 2 * MAX_DIGITS or (answer[0] == "-" and not Fraction(answer)):
             raise ValueError(

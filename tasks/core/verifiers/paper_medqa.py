@@ -38,21 +38,14 @@ class PaperMedqaVerifier:
 
     name = "paper_medqa"
     version = 1
-    needs_algebra = False
     warning = (
         "paper_medqa chooses the option whose text is most similar to the answer, so that an empty answer is right as "
         "often as a guess and a letter alone is misread: use it only to repeat the paper, and `choice` otherwise"
     )
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
-        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise; without options."""
-        self.check_answer(answer)
-        if not options:
-            raise ValueError(
-                "options: expected the texts of the question's options, got none; the verifier paper_medqa compares "
-                "with them: add the prompts' options, or choose the verifier `choice`"
-            )
-        check_options(answer, options)
+        """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
+        self.check_answer(answer, options)
         text = after_thoughts(completion)
         box = last_box(text)
         is_closed = box is not None and box[1].is_closed
@@ -62,9 +55,15 @@ class PaperMedqaVerifier:
         letter = LETTERS[_most_similar(stated.strip(_SPACE)[:MAX_CHARACTERS], options)]
         return Judgement(status=Status.CORRECT if letter == answer else Status.WRONG, extracted_answer=letter)
 
-    def check_answer(self, answer: str) -> None:
-        """Accept one capital letter. Errors: ValueError for anything else."""
+    def check_answer(self, answer: str, options: Sequence[str] = ()) -> None:
+        """Accept the letter of one of the options. Errors: ValueError for anything else, and without options."""
         check_letter(answer, self.name)
+        if not options:
+            raise ValueError(
+                "options: expected the texts of the question's options, got none; the verifier paper_medqa compares "
+                "with them: add the prompts' options, or choose the verifier `choice`"
+            )
+        check_options(answer, options)
 
 
 def _last_sentence(text: str) -> str:

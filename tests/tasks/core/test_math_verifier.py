@@ -1,6 +1,6 @@
 """The math verifier: what algebra must say of its cases, gold answers, solutions. Its cases: test_verifiers.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -8,6 +8,7 @@ from tasks.core.verdict import Comparison, Status
 from tasks.core.verifiers import get_verifier
 from tasks.core.verifiers.latex import MAX_CHARACTERS, normal_form
 from tasks.core.verifiers.math import gold_answer
+from tasks.engines.verifier_pool import VerifierPool
 from tests.tasks.core.verifier_cases import completion_of, load_cases
 
 MATH = get_verifier("math")
@@ -15,21 +16,11 @@ CASES = load_cases("math")
 
 
 @pytest.fixture(scope="module")
-def algebra() -> Callable[[Comparison], bool | None]:
-    """math-verify's word on a pair. Only its LaTeX reader: the one for plain expressions evaluates model text."""
-    math_verify = pytest.importorskip("math_verify")
-    reader = [math_verify.LatexExtractionConfig()]
-
-    def parse(answer: str) -> list[object]:
-        return math_verify.parse(f"\\boxed{{{answer}}}", extraction_config=reader, parsing_timeout=None)
-
-    def word(pair: Comparison) -> bool | None:
-        gold, answer = parse(pair.gold), parse(pair.answer)
-        if all(isinstance(reading, str) for reading in answer):
-            return None
-        return math_verify.verify(gold, answer, timeout_seconds=None)
-
-    return word
+def algebra() -> Iterator[Callable[[Comparison], bool | None]]:
+    """The pool's word on a pair."""
+    pool = VerifierPool(workers=1, timeout_seconds=60, memory_mb=1024)
+    yield lambda pair: pool.submit(pair).result().is_equal
+    pool.close()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +116,7 @@ def test_a_comparison_keeps_the_letters_that_math_verify_would_take_for_units(al
 
 
 def test_an_answer_in_another_alphabet_may_only_equal_its_gold() -> None:
-    for gold, status in (("\u4e09\u89d2\u5f62", Status.CORRECT), ("\u4e09", Status.UNPARSEABLE)):
-        judgement = MATH.judge("\\boxed{\u4e09\u89d2\u5f62}", gold, is_truncated=False)
+    triangle, square = "\\text{\u4e09\u89d2\u5f62}", "\\text{\u56db\u89d2\u5f62}"
+    for gold, status in ((triangle, Status.CORRECT), (square, Status.UNPARSEABLE)):
+        judgement = MATH.judge(f"\\boxed{{{triangle}}}", gold, is_truncated=False)
         assert judgement.status is status

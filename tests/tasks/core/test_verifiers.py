@@ -123,8 +123,7 @@ def test_a_name_may_ask_for_the_version_there_is_and_for_no_other() -> None:
             get_verifier(typed)
 
 
-def test_only_math_needs_algebra_and_only_the_papers_rule_warns() -> None:
-    assert [name for name in NAMES if get_verifier(name).needs_algebra] == ["math"]
+def test_only_the_papers_rule_warns() -> None:
     assert [name for name in NAMES if get_verifier(name).warning] == ["paper_medqa"]
     assert "an empty answer is right as often as a guess" in get_verifier("paper_medqa").warning
 
