@@ -13,29 +13,15 @@ import pytest
 
 from flows.history import stored_experiment
 from flows.loop import train_experiment
-from storage.catalog import open_catalog
 from tasks.core.verdict import Judgement, Status
 from tasks.core.verifiers import VERIFIERS
 from tasks.core.verifiers.arithmetic import ArithmeticVerifier
+from tests.flows.stored import num_lines, query, ran
 
 ROOT = Path(__file__).resolve().parents[2]
 Tempo = Callable[..., tuple[int, str, str]]
 STEPS, GROUPS, SIZE = 4, 6, 4
 PER_STEP = GROUPS * SIZE
-
-
-def query(data: Path, statement: str) -> list[tuple[Any, ...]]:
-    return open_catalog(data).execute(statement).fetchall()
-
-
-def ran(data: Path, after: int) -> list[tuple[int, str, str]]:
-    """(step, purpose, stage) of what was computed since the log had `after` lines."""
-    statement = f"SELECT step, purpose, stage FROM stage_runs WHERE outcome = 'ran' AND line > {after} ORDER BY line"
-    return query(data, statement)
-
-
-def num_lines(data: Path) -> int:
-    return len((data / "log.jsonl").read_text().splitlines())
 
 
 def recredit(tempo: Tempo, data: Path, *arguments: str) -> str:

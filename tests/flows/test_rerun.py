@@ -11,25 +11,11 @@ from flows.loop import train_experiment
 from flows.planning import request_rerun
 from flows.progress import RunListener, watching
 from flows.takes import Rerun, takes_as_json, takes_of_rerun
-from storage.catalog import open_catalog
 from storage.commit_log import read_events
 from tasks.experiment import load_experiment
+from tests.flows.stored import num_lines, query, ran
 
 Tempo = Callable[..., tuple[int, str, str]]
-
-
-def query(data: Path, statement: str) -> list[tuple[Any, ...]]:
-    return open_catalog(data).execute(statement).fetchall()
-
-
-def ran(data: Path, after: int) -> list[tuple[int, str, str]]:
-    """(step, purpose, stage) of what was computed since the log had `after` lines."""
-    statement = f"SELECT step, purpose, stage FROM stage_runs WHERE outcome = 'ran' AND line > {after} ORDER BY line"
-    return query(data, statement)
-
-
-def num_lines(data: Path) -> int:
-    return len((data / "log.jsonl").read_text().splitlines())
 
 
 def rerun(data: Path, *, name: str = "quickstart", **request: Any) -> None:
