@@ -12,7 +12,7 @@ from tasks.few_shot import draw
 from tasks.registry import DATASETS
 from tasks.rows import Example
 from tasks.stage import Context, Summary, stage
-from tasks.templates import asked, render
+from tasks.templates import PLAIN, asked, render
 
 
 class BadPrompts(ValueError):
@@ -32,7 +32,7 @@ def prompts(
     _check_answers(examples, verifier, source)
     solved = list(map(draw(source, config.few_shot), examples))
     texts, template = render(tokenize, [asked(dataset, example) for example in examples], config, solved, dataset)
-    token_ids = [tokenize(text, add_special_tokens=template == "plain").input_ids for text in texts]
+    token_ids = [tokenize(text, add_special_tokens=template == PLAIN).input_ids for text in texts]
     reasons = [_reason(len(ids), config) for ids in token_ids]
     _check_lengths(token_ids, reasons, config, source)
     kept = [i for i, reason in enumerate(reasons) if reason is None]

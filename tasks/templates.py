@@ -9,6 +9,9 @@ from tasks.config import PromptsConfig
 from tasks.registry import Dataset
 from tasks.rows import LETTERS, Example
 
+PLAIN = "plain"
+"""The template of a tokenizer without one."""
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -41,7 +44,7 @@ def render(
         end = "\n" if dataset.suffix else ""  # after an instruction the answer starts on a line of its own
         system = f"{config.system}\n\n" if config.system else ""
         before = ["".join(f"{each.asked}\n{each.solution}\n\n" for each in examples) for examples in solved]
-        return [f"{system}{shown}{text}{end}" for shown, text in zip(before, texts, strict=True)], "plain"
+        return [f"{system}{shown}{text}{end}" for shown, text in zip(before, texts, strict=True)], PLAIN
     switch = {} if config.thinking == "default" else {"enable_thinking": config.thinking == "on"}
     rendered = [
         tokenizer.apply_chat_template(
@@ -50,6 +53,21 @@ def render(
         for text, examples in zip(texts, solved, strict=True)
     ]
     return rendered, f"chat:{hashlib.sha256(str(template).encode()).hexdigest()[:16]}"
+
+
+def own_answer(completion: str, instruction: str, prompt_text: str, template: str) -> str:
+    r"""What of a completion answers its own prompt.
+
+    After solved examples in plain text a base model goes on to ask a next question as these were asked, with the
+    dataset's instruction: its answer ends before the line in which that comes again.
+
+    >>> own_answer("4\n\nNow 3+3? Box it.\n6", "Box it.", "1+1? Box it.\n2\n\n2+2? Box it.\n", "plain")
+    '4'
+    """
+    if not instruction or template != PLAIN or prompt_text.count(instruction) < 2:
+        return completion
+    own, again, _ = completion.partition(instruction)
+    return own[: own.rfind("\n") + 1].rstrip() if again else completion
 
 
 def _messages(text: str, system: str, solved: Sequence[Solved]) -> list[dict[str, str]]:

@@ -9,13 +9,15 @@ from storage.artifact import Part
 from tasks.core.verdict import Status
 from tasks.core.verifiers import get_verifier
 from tasks.judges import Row, Verdict
+from tasks.registry import DATASETS
 from tasks.stage import Context, Summary, stage
+from tasks.templates import own_answer
 from tasks.verification_config import FAILURES, VerificationConfig, reward_of
 
-COLUMNS = ["prompt_id", "answer", "options"]
+COLUMNS = ["prompt_id", "dataset", "template", "prompt_text", "answer", "options"]
 
 
-@stage("verification", version=2)
+@stage("verification", version=3)
 def verification(
     context: Context,
     *,
@@ -62,10 +64,11 @@ def _rows(rows: pa.Table, prompts: Part) -> Iterator[Row]:
     asked = {row["prompt_id"]: row for row in prompts.read(COLUMNS).to_pylist()}
     for row in rows.select(["prompt_id", "text", "finish_reason"]).to_pylist():
         prompt = asked[row["prompt_id"]]
+        text = own_answer(row["text"], DATASETS[prompt["dataset"]].suffix, prompt["prompt_text"], prompt["template"])
         yield Row(
-            completion=row["text"],
+            completion=text,
             answer=prompt["answer"],
-            is_truncated=row["finish_reason"] == "length",
+            is_truncated=row["finish_reason"] == "length" and text == row["text"],
             options=tuple(prompt["options"] or ()),
         )
 

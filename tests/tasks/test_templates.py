@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
+from storage.artifact import Part
 from tasks.config import Experiment, PromptsConfig
 from tasks.core.arithmetic import CHARACTERS
 from tasks.datasets import dataset_source
@@ -16,6 +17,7 @@ from tasks.engines.hub import NotFound
 from tasks.policy import first_policy, policy_source
 from tasks.prompts import prompts
 from tasks.registry import CHOICE_SUFFIX, MATHS_SUFFIX
+from tasks.stage import Context, Summary, stage
 
 Loop = Any  # the class of conftest.py, which a test module cannot import
 Row = dict[str, Any]
@@ -78,6 +80,7 @@ def ask(make_loop: Callable[..., Loop], tmp_path: Path, hub_root: Path) -> Calla
             config=settings,
             verifier="parity",
         )
+        ask.loop = loop  # type: ignore[attr-defined]
         ask.key = loop.artifacts["asked"].key  # type: ignore[attr-defined]
         rows: list[Row] = loop.rows("asked", "prompts")
         return rows
@@ -142,6 +145,45 @@ def test_solved_examples_stand_above_plain_text(ask: Callable[..., list[Row]]) -
     solved = f"How many in box {number}? {MATHS_SUFFIX}\nThere are 2.\n\\boxed{{2}}\n\n"
     assert number in range(4)
     assert text == f"Be brief.\n\n{solved}How many in box 10? {MATHS_SUFFIX}\n"
+
+
+NEXT = f"How many in box 7? {MATHS_SUFFIX}\nThere are 9.\n\\boxed{{9}}"
+OWN = "There are 2.\n\n\\boxed{2}"
+VERDICTS = {
+    f"{OWN}\n\n{NEXT}": "correct",
+    f"Of \\boxed{{3}}:\n\n{OWN}\n\n{NEXT}\n\n{NEXT}": "correct",
+    f"There are some.\n\n{NEXT.replace('9', '2')}": "unparseable",  # 2 is what the next question asks for
+    f"{OWN}\n{NEXT}": "correct",
+}
+"""What completions of GSM8K's prompts are worth that go on to a question after the one they were asked."""
+
+
+@pytest.mark.parametrize(
+    ("template", "few_shot", "expected"),
+    [
+        (None, 1, list(VERDICTS.values())),
+        # with a template the turn ends, and without solved examples nothing shows how the next question begins
+        (WITHOUT, 1, ["wrong", "wrong", "correct", "wrong"]),
+        (None, 0, ["wrong", "wrong", "correct", "wrong"]),
+    ],
+)
+def test_a_base_model_that_asks_itself_the_next_question_is_judged_by_its_own_answer(
+    ask: Callable[..., list[Row]], template: str | None, few_shot: int, expected: list[str]
+) -> None:
+    ask("gsm8k", template, few_shot=few_shot)
+    loop = ask.loop  # type: ignore[attr-defined]
+
+    @stage("written", version=1)
+    def written(context: Context, *, rollouts: Part) -> Summary:
+        rows = rollouts.read()
+        columns = {name: rows.column(name) for name in rows.column_names}
+        context.staging.add_table("rollouts", columns | {"text": [*VERDICTS] * 2})
+        return {}
+
+    loop.sample("sampled", "policy", step=None, asked="asked")
+    loop("rollouts", written, rollouts=loop.part("sampled", "rollouts"))
+    loop.judge("verdicts", "rollouts", "gsm8k", asked="asked")
+    assert [row["status"] for row in loop.rows("verdicts", "verdicts")] == expected * 2
 
 
 def test_a_training_prompt_is_never_shown_its_own_solution(ask: Callable[..., list[Row]]) -> None:
