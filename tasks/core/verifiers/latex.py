@@ -6,12 +6,12 @@ The answer is read token by token, as TeX does, and written anew. Nothing is eva
 import re
 
 from tasks.core.verifiers.latex_commands import (
+    COLORS,
     DEGREE,
     FRACTIONS,
     FUNCTIONS,
     NOTHING,
     NUM_ARGUMENTS,
-    SIGNS,
     SIZES,
     SPACES,
     SYNONYMS,
@@ -19,7 +19,8 @@ from tasks.core.verifiers.latex_commands import (
     TRIGONOMETRIC,
     TYPEFACES,
 )
-from tasks.core.verifiers.units import is_lone_unit, with_text_units
+from tasks.core.verifiers.respelling import respelt
+from tasks.core.verifiers.units import is_lone_unit
 
 MAX_CHARACTERS = 400
 """Longest answer that is read: MATH's longest gold answer has 159 characters."""
@@ -28,14 +29,11 @@ MAX_DEPTH = 60
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[ \t\r\n]+|.", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2}")
-# "1 or 2" is a list, inside \text and outside.
-_SEPARATOR_WORD = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[,;][,;~]*")
 _THIN_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:\\,[0-9]{3})+(?![0-9])")
 _SURE_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:,\\![0-9]{3})+(?![0-9])")
 _COMMA_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,~])")
 _BARE_POINT = re.compile(r"(?<![0-9])\.(?=[0-9])")
-_PLAIN_ROOT = re.compile(r"\u221a([0-9]+|[a-z])(?![0-9a-zA-Z.])")
 _EMPTY_SET = re.compile(r"\\\{\\\}")
 
 
@@ -61,7 +59,7 @@ def normal_form(raw: str) -> str | None:
     """
     if len(raw) > MAX_CHARACTERS:
         return None
-    text = _SEPARATOR_WORD.sub(",", with_text_units(_PLAIN_ROOT.sub(r"\\sqrt{\1}", raw)).translate(SIGNS))
+    text = respelt(raw)
     if not all(character.isprintable() or character in "\t\r\n" for character in text) or _is_deep(text):
         return None
     try:
@@ -231,6 +229,9 @@ class _Reader:
             return []
         if token in TYPEFACES:
             return self.argument()
+        if token in COLORS:
+            self.argument()
+            return []
         if token in ("\\begin", "\\end"):
             name = "".join(self.argument())
             return [f"{token}{{{'pmatrix' if name == 'bmatrix' else name}}}"]
@@ -286,7 +287,9 @@ class _Reader:
         self.skip_spaces()
         start = self.position
         read = self.argument()
-        words = " ".join("".join(self.tokens[start : self.position]).strip("{}").replace("~", " ").split())
+        words = " ".join(
+            "".join(self.tokens[start : self.position]).strip("{}").replace("~", " ").split()
+        ).removesuffix(".")
         if "\\" in words or "$" in words or "{" in words or "}" in words:
             return read
         has_space = self.tokens[start + 1 : start + 2] in ([" "], ["~"])

@@ -23,9 +23,11 @@ TEXTS = commands(
 """Commands whose argument may be words."""
 TYPEFACES = commands("mathbf boldsymbol bm bold underline")
 """Commands that change the look of their argument alone."""
+COLORS = commands("color textcolor")
+"""Commands whose argument is the colour of what follows."""
 SIZES = commands("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr")
 """Commands that change the size of the bracket after them."""
-NOTHING = frozenset(["\\!", "\\displaystyle", "\\textstyle", "\\limits", "\\boxed", "\\fbox"])
+NOTHING = frozenset(["\\!", "\\displaystyle", "\\textstyle", "\\limits", "\\boxed", "\\fbox", "\\bf"])
 """Commands that mean nothing inside an answer."""
 SPACES = frozenset(["$", "\\$", "\\(", "\\)", "~", "\\;", "\\:", "\\>", "\\ "]) | commands(
     "quad qquad enspace thickspace"

@@ -15,8 +15,10 @@ from tasks.core.verifiers.shapes import TOKEN, UNORDERED, Shape, bare, canonical
 # "x =", "f(x) =", "a_n =", "P(A) =", "AB =", "\angle A =", "(a,b) =": the name of what was asked for; "x \in" likewise.
 _NAME = re.compile(
     r"(?P<name>(?:m?\\angle ?[A-Z]{1,3}|[A-Z]{2,3}|(?:[a-zA-Z]|\\[a-z]+)'?(?:_\{[^{}]{1,5}\})?(?:\^\{-1\})?"
-    r"(?:\((?P<arguments>[a-z](?:,[a-z])*|[A-Z]|-?[0-9]{1,4})\))?)|\([a-z](?:,[a-z])+\))(?P<sign>=|\\in(?![a-z]))"
+    r"(?:\((?P<arguments>[a-z](?:,[a-z])*|[A-Z]|-?[0-9]{1,4})\))?)"
+    r"|\((?:[a-z]|\\[a-z]+)(?:,(?:[a-z]|\\[a-z]+))+\))(?P<sign>=|\\in(?![a-z]))"
 )
+_SIGN = re.compile(r"=|\\in(?![a-z])")
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]++)")
 
 
@@ -150,9 +152,9 @@ def _gold_form(answer: str) -> str:
 def _aligned(answer: str, gold: str) -> tuple[str, str]:
     """Both without the names that only one of them has, or both have, and with plus-minus written out."""
     names, gold_names = _names(answer), _names(gold)
-    if names == gold_names or not ("=" in gold or "\\in" in gold):
+    if names == gold_names or not _SIGN.search(gold):
         answer = _unnamed(answer) if names else answer
-    if names == gold_names or not ("=" in answer or "\\in" in answer):
+    if names == gold_names or not _SIGN.search(answer):
         gold = _unnamed(gold) if gold_names else gold
     return _both_signs(answer), _both_signs(gold)
 
@@ -162,12 +164,7 @@ def _names(form: str) -> set[str]:
     shape = shape_of(form)
     items = shape.items if shape.kind == "list" else (form,)
     names = {_name(item) for item in items}
-    if (
-        len(names) == 2
-        and "" in names
-        and _name(items[0])
-        and not any("=" in item or "\\in" in item for item in items[1:])
-    ):
+    if len(names) == 2 and "" in names and _name(items[0]) and not any(map(_SIGN.search, items[1:])):
         names -= {""}
     return names if len(names) == 1 and "" not in names else set()
 

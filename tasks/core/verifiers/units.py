@@ -44,7 +44,7 @@ _NEVER = re.compile(
 _DIMENSIONLESS = frozenset(["degree", "percent", "unit", *_COUNTED])
 _PLAIN_UNIT = re.compile(
     r"(?P<number>[0-9]|\\pi|\}|\))(?:[ \t]|\\[ ,;]|~)++"
-    r"(?P<words>(?:(?:square|sq|cubic|cu)\.?[ \t]+)?(?P<unit>[a-zA-Z]{2,}))"
+    r"(?P<words>(?:(?:square|sq|cubic|cu)\.?[ \t]+)?(?P<unit>[a-zA-Z]{2,})(?:(?:[ \t]+per[ \t]+|/)[a-zA-Z]+)?)"
     r"(?P<power>\^(?:[23]|\{[23]\}))?\.?\s*\Z"
 )
 
@@ -89,8 +89,8 @@ def with_text_units(raw: str) -> str:
 
     Only after a space and a number: "2ab" has no unit, and neither have "x in" and "5 m", which may be a product.
 
-    >>> with_text_units("720 ft^2"), with_text_units("5 mn"), with_text_units("12\\ cm")
-    ('720\\text{ ft}^2', '5 mn', '12\\text{ cm}')
+    >>> with_text_units("720 ft^2"), with_text_units("5 mn"), with_text_units("12\\ km/h")
+    ('720\\text{ ft}^2', '5 mn', '12\\text{ km/h}')
     """
     match = _PLAIN_UNIT.search(raw)
     if match is None or unit_of(match["words"], "") is None or match["unit"].lower() in ("in", "per"):
