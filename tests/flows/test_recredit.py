@@ -96,9 +96,9 @@ def test_two_estimators_over_one_other_verifier_share_its_verdicts(tempo: Tempo,
     verdicts = (
         "SELECT label, count(*), count(DISTINCT rollout_id) FROM verdicts WHERE purpose = 'recredit' GROUP BY label"
     )
-    assert query(data, verdicts) == [("gsm8k@1", 96, 96)]
-    labels = "SELECT DISTINCT label FROM advantages WHERE label LIKE '% gsm8k@1' ORDER BY label"
-    assert query(data, labels) == [("dr_grpo gsm8k@1",), ("rloo gsm8k@1",)]
+    assert query(data, verdicts) == [("gsm8k@2", 96, 96)]
+    labels = "SELECT DISTINCT label FROM advantages WHERE label LIKE '% gsm8k@2' ORDER BY label"
+    assert query(data, labels) == [("dr_grpo gsm8k@2",), ("rloo gsm8k@2",)]
 
 
 def test_a_recredit_loads_no_model(data):
@@ -136,7 +136,7 @@ def test_verdicts_of_another_verifier_change_nothing_of_the_training(tempo: Temp
     rows = {table: query(data, f"SELECT * FROM {table} ORDER BY ALL") for table in tables}
     ledger = query(data, "SELECT * FROM prompt_ledger ORDER BY ALL")
     files, before = digests(data), num_lines(data)
-    recredit(tempo, data, "--verifier", "gsm8k@1")
+    recredit(tempo, data, "--verifier", "gsm8k@2")
     stages = [(step, "recredit", stage) for step in (1, 2, 3, 4) for stage in ("verification", "credit")]
     assert ran(data, before) == stages
     assert {path: digest for path, digest in digests(data).items() if path in files} == files

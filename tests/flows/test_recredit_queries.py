@@ -57,7 +57,7 @@ def test_what_another_verifier_changed_is_counted_by_step(tempo: Tempo, data):
     for name in ("recredit_changes", "verifier_disagreement"):
         assert f"sql --query {name} --run quickstart" in out
     rows = answer(tempo, data, "recredit_changes")
-    assert {row["label"] for row in rows} == {"tempo gsm8k@1"}
+    assert {row["label"] for row in rows} == {"tempo gsm8k@2"}
     for step in range(1, STEPS + 1):
         found = {(row["change"], row["before"], row["after"]): row for row in rows if row["step"] == step}
         for before in {"correct", "wrong"} & set(statuses[step]):
@@ -96,8 +96,8 @@ def test_any_two_verifiers_are_compared_on_the_rollouts_that_both_judged(tempo: 
     num = STEPS * PER_STEP
     assert found == {
         ("arithmetic@1", "exact@1"): {statuses: (n, n / num) for statuses, n in by_exact.items()},
-        ("arithmetic@1", "gsm8k@1"): {(status, "unparseable"): (n, n / num) for status, n in own.items()},
-        ("exact@1", "gsm8k@1"): {(status, "unparseable"): (n, n / num) for status, n in exact.items()},
+        ("arithmetic@1", "gsm8k@2"): {(status, "unparseable"): (n, n / num) for status, n in own.items()},
+        ("exact@1", "gsm8k@2"): {(status, "unparseable"): (n, n / num) for status, n in exact.items()},
     }
     example = next(row for row in rows if (row["verifier_b"], row["status_a"]) == ("exact@1", "wrong"))
     text = f"SELECT text FROM rollouts WHERE rollout_id = '{example['example']}'"

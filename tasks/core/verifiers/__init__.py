@@ -31,8 +31,8 @@ def get_verifier(name: str) -> Verifier:
 
     Errors: ValueError that names the nearest valid name, or the version there is.
 
-    >>> get_verifier("gsm8k").version, get_verifier("math@1").name
-    (1, 'math')
+    >>> get_verifier("gsm8k").version, get_verifier("math@2").name
+    (2, 'math')
     """
     wanted, at, version = name.partition("@")
     if wanted not in VERIFIERS:

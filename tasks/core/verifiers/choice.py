@@ -20,7 +20,16 @@ _MAX_PHRASES = 10_000
 """Phrases "answer is" that are looked at, from the last one backwards."""
 
 _PHRASE = re.compile(
-    r"\banswer[*_]*+ *+(?:is\b|must be\b|:)|(?:^|\b(?:correct|right|best) )(?:option|choice)[*_]*+ *+(?:is\b|:)",
+    r"\banswer[*_]*+ *+(?:is\b|(?:must|would|should) be\b|[:\u2013\u2014]|- )|<answer>"
+    r"|(?:^|\b(?:correct|right|best) )(?:option|choice)[*_]*+ *+(?:is\b|:)"
+    r"|\bI(?: would| will|'ll|'d)? (?:choose|pick|select|go with)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+# "Option C is correct.", where nothing before makes another thing of it, as in "vitamin C is the right answer".
+_CALLED = re.compile(
+    r"(?:^[ \t*_]*+|[.,;:!?] [*_]*+|\b(?:so|thus|hence|therefore) )(?:option |choice )?[*_(\[]*+(?P<letter>(?-i:[A-Z]))"
+    r"[*_)\]]*+ is (?:the )?(?:(?:correct|right|best)(?: (?:answer|option|choice))?|answer)[*_]*+"
+    r"(?:[.,;:!]|\s*+\Z|[ \t]*+\n|\s++(?:because|since|as)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 _LEAD = (
@@ -33,11 +42,14 @@ _STATED = re.compile(
 _NO_LETTER = re.compile(_LEAD + r"(?i:not|none|neither|both|either|all|any|unclear|unknown|n/a)\b")
 _CLOSERS = re.compile(r"(?:[)\]}*_$\"'`\u201d]|\\[)\]])*+")
 _ANOTHER = re.compile(
-    r"\s*(?:[/,&+\-\u2013]|,?\s*(?i:or|and)\b)\s*(?i:option\s|choice\s|or\s|and\s)?[(\[*]*[A-Z](?![A-Za-z])"
+    r"\s*+(?:"
+    r"(?:[/&+\-\u2013]|[.,;(\[]?\s*+(?i:or|and)\b)\s*+(?i:option\s|choice\s|or\s|and\s)?[(\[*_\"'`\u201c\u2018]*+[A-Z](?![A-Za-z])"
+    r"|[,;]\s*+[(\[*_\"'`\u201c\u2018]*+[A-Z](?:[)\]*_\"'`\u201d\u2019.,;:/&]|\s*+\Z|\s*+\n|\s++(?i:or|and)\b)"
+    r"|[(\[][A-Z][)\]])"
 )
 _END = re.compile(
     r"[.,;:!\u2014]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s"
-    r"|\s++(?i:because|since|as|due|which|based|for|is (?:correct|right|the (?:correct|right|best)))\b"
+    r"|\s*+</answer>|\s++(?i:because|since|as|due|which|based|for|is (?:the )?(?:correct|right|best))\b"
 )
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(r"\b(?:not|never|cannot|if|whether|unless|why)\b|n['\u2019]t\b", re.IGNORECASE)
@@ -47,6 +59,7 @@ _TYPEFACE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|box
 _PREFIX = r"\s*(?i:(?:the )?(?:correct )?(?:answer|option|choice)\s*(?:is|:)?\s+)?"
 _LONE = re.compile(_PREFIX + r"[(\[]?\s*(?P<letter>[A-Za-z])\s*[)\]]?\s*[.:]?\s*")
 _LABELLED = re.compile(_PREFIX + r"(?:[(\[](?P<round>[A-Z])[)\]]:?|(?P<letter>[A-Z])[).:])\s*(?P<text>\S.*)", re.DOTALL)
+_NAMED = re.compile(r"(?P<letter>[A-Z])[^A-Za-z0-9]++(?P<text>.+)", re.DOTALL)
 _LABEL = re.compile(r"(?:^|(?<=[\s,;/]))(?P<label>[A-Z])[).:]\s+\S|[(\[](?P<round>[A-Z])[)\]]")
 _LISTED = re.compile(r"(?:\b(?i:or|and)\b|[/,&])\s*[(\[]?(?P<label>[A-Z])[)\]]?(?=[\s.,;]|$)")
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
@@ -65,20 +78,22 @@ class ChoiceVerifier:
     r"""Compares the letter that a completion chooses with the gold letter.
 
     Rule: everything up to the last </think> is dropped. The first of these that is there decides, whatever it says:
-    1. The last box (boxes.py): `\boxed{C}`, `\boxed{(C)}`, `\boxed{\text{C}}`, `\boxed{c}`, `\boxed{C. its text}`.
-    2. The last "answer is", "answer:", "option is" ... that is followed by a letter standing alone: "The answer is C.",
-       "Answer: (C) its text", "**Answer:** C", "the answer is (c)". The letter must be ended by punctuation, a bracket,
-       a line's end or a word such as "because": "the answer is A patient ..." is no choice. "Answer: A/B", "A or B",
-       "not C" and "None" decide as well, for no letter; other words ("the answer is aspirin") are passed over, and so
-       are phrases that are taken back ("I do not think the answer is C", "if the answer is C").
-    3. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or, in a text of one line,
+    1. The last box (boxes.py): `\boxed{C}`, `\boxed{(C)}`, `\boxed{\text{C}}`, `\boxed{c}`, `\boxed{C. its text}`; with
+       `options`, also `\boxed{C \text{ (its text)}}` and others with the very text of that option.
+    2. The last "answer is", "answer:", "option is", "I choose" ... that is followed by a letter standing alone: "The
+       answer is C.", "Answer: (C) its text", "**Answer:** C", "the answer is (c)". The letter must be ended by
+       punctuation, a bracket, a line's end or a word such as "because": "the answer is A patient ..." is no choice.
+       "Answer: A/B", "A or B", "not C" and "None" decide as well, for no letter; other words ("the answer is aspirin")
+       are passed over, and so are phrases that are taken back ("I do not think the answer is C", "if the answer is C").
+    3. The one option that is called the correct one: "C is correct.", "Option C is the best answer because ...".
+    4. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or, in a text of one line,
        a labelled option: "(C) its text", "C. its text".
     Letters are capital; lower case counts only alone in a box or in brackets. The text of an option never decides for
     one; it can only contradict: `\boxed{C. <text of option A>}` is unparseable, and so are two letters in one box, in
     one phrase or in one line.
     With `options`, the letter must be one of them, else the answer is unparseable; without, any of A to Z.
     Source: our own rule; the forms are those that instruct models write and evaluation harnesses filter for.
-    Degenerate cases: none of the three is unparseable; so is an unclosed box. A completion cut by the length limit is
+    Degenerate cases: none of the four is unparseable; so is an unclosed box. A completion cut by the length limit is
     truncated when its box is unclosed or it ends at the letter that would count; after that it is judged as any other.
 
     >>> verifier = ChoiceVerifier()
@@ -88,14 +103,14 @@ class ChoiceVerifier:
     """
 
     name = "choice"
-    version = 1
+    version = 2
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
         self.check_answer(answer, options)
         text = after_thoughts(completion)
-        stated = _in_box(text, options) or _in_phrase(text) or _alone(text, options)
+        stated = _in_box(text, options) or _in_phrase(text) or _called(text) or _alone(text, options)
         if is_truncated and (stated is None or stated.is_open):
             return Judgement(status=Status.TRUNCATED, extracted_answer=None)
         if stated is None:
@@ -164,6 +179,14 @@ def _in_phrase(text: str) -> _Stated | None:
     return None
 
 
+def _called(text: str) -> _Stated | None:
+    called = list(_CALLED.finditer(text))
+    if not called:
+        return None
+    letters = {match["letter"] for match in called}
+    return _Stated(letters.pop() if len(letters) == 1 else None, called[-1][0].strip(), is_open=False)
+
+
 def _alone(text: str, options: Sequence[str]) -> _Stated | None:
     stripped = text.strip(" \t\r\n")
     line = stripped[stripped.rfind("\n") + 1 :]
@@ -180,11 +203,13 @@ def _alone(text: str, options: Sequence[str]) -> _Stated | None:
 
 def _labelled(content: str, options: Sequence[str]) -> str | None:
     """The letter of "C. its text"; None when the text names other letters, or is that of another option."""
+    texts = [_words(option) for option in options]
     match = _LABELLED.fullmatch(content)
     if match is None:
-        return None
+        named = _NAMED.fullmatch(content.strip())
+        own_text = named and texts[LETTERS.index(named["letter"]) :][:1]
+        return named["letter"] if named and own_text == [_words(named["text"])] else None
     letter, text = match["letter"] or match["round"], match["text"]
-    texts = [_words(option) for option in options]
     own = LETTERS.index(letter)
     if _words(text) in texts:
         return letter if own < len(texts) and texts[own] == _words(text) else None

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from tasks.core.verdict import Judgement, Status, unparseable
 from tasks.core.verifiers.boxes import BOX, MARK, Found, after_thoughts, read_box, read_line
+from tasks.core.verifiers.latex import normal_form
+from tasks.core.verifiers.shapes import without_unit
 
 MAX_DIGITS = 40
 """Longest integer that is compared: far above any gold answer (GSM8K: 9 digits), far below where int() gets slow."""
@@ -48,15 +50,15 @@ class Gsm8kVerifier:
       mark.
     * A <think> that is never closed drops nothing: chat templates may open it in the prompt, where the verifier
       cannot see it.
-    * A number with words or a unit ("72 clips", "72%"), a formula ("8*9") or a fraction is unparseable; nothing is
-      evaluated.
+    * A known unit or a percent sign after the number is dropped ("72 dollars", "72%"; units.py). A number with other
+      words ("72 clips"), a formula ("8*9") or a fraction is unparseable; nothing is evaluated.
 
     >>> Gsm8kVerifier().judge("48+24=72, so \\boxed{72}.", "72", is_truncated=False).status.value
     'correct'
     """
 
     name = "gsm8k"
-    version = 1
+    version = 2
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
@@ -67,7 +69,7 @@ class Gsm8kVerifier:
             return Judgement(status=Status.TRUNCATED, extracted_answer=None)
         if found is None:
             return unparseable(None)
-        integer = canonical_integer(found.raw)
+        integer = canonical_integer(found.raw) or _measured_integer(found.raw)
         if integer is None:
             return unparseable(found.raw)
         # Canonical forms are equal exactly when the integers are.
@@ -123,6 +125,19 @@ def canonical_integer(raw: str) -> str | None:
     if len(digits) > MAX_DIGITS:
         return None
     return str(int(match["sign"] + digits))
+
+
+def _measured_integer(raw: str) -> str | None:
+    r"""The integer before a known unit or a percent sign; None when there is none.
+
+    >>> [_measured_integer(raw) for raw in ["1,200 dollars", r"72\text{ miles per hour}", r"5\%", "5 or 6 feet", "5"]]
+    ['1200', '72', '5', None, None]
+    """
+    form = normal_form(raw) if raw.isascii() else None
+    if form is None:
+        return None
+    number, _ = without_unit(form)
+    return None if number == form or "," in number else canonical_integer(number)
 
 
 def _undecorated(raw: str) -> str:

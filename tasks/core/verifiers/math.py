@@ -57,7 +57,7 @@ class MathVerifier:
     """
 
     name = "math"
-    version = 1
+    version = 2
     warning = ""
 
     def judge(

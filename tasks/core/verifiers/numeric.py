@@ -10,6 +10,7 @@ from tasks.core.verdict import Judgement, Status, unparseable
 from tasks.core.verifiers.boxes import after_thoughts, last_answer
 from tasks.core.verifiers.exact_numbers import exact_number
 from tasks.core.verifiers.latex import normal_form
+from tasks.core.verifiers.shapes import without_unit
 
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
 """Largest difference, as a part of the gold answer."""
@@ -36,15 +37,16 @@ class NumericVerifier:
     >= 1, <= ABSOLUTE_TOLERANCE; both bounds included, in exact fractions: 1.001 is within 1, 1.0010001 is not.
     Source: GSM-HARD (PAL, arXiv 2211.10435) has float targets, made by running programs; the tolerances are a
     convention of its evaluations.
-    Degenerate cases: those of the gsm8k verifier. A gold 0 takes 0 alone. A percent sign, a unit, words, "x=", a
-    list, an expression are unparseable. "-0" is 0.
+    Degenerate cases: those of the gsm8k verifier. A gold 0 takes 0 alone. A known unit or a percent sign at
+    the end is dropped (units.py): 50% is 50 and never 0.5. Other words, "x=", a list, an expression are unparseable.
+    "-0" is 0.
 
     >>> NumericVerifier().judge(r"So \boxed{14{,}053{,}029.67}.", "14053029.666666666", is_truncated=False)
     Judgement(status=<Status.CORRECT: 'correct'>, extracted_answer='14053029.67')
     """
 
     name = "numeric"
-    version = 1
+    version = 2
     warning = ""
 
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
@@ -85,15 +87,16 @@ def read_number(raw: str) -> Fraction | None:
     r"""The number that `raw` writes; None when it writes none.
 
     Read: decimals with thousands separators (',', `{,}`, `\,`, all groups full), a currency sign, a full stop; a/b,
-    \frac{a}{b}, mixed numbers, repeating decimals; a\times10^{n} and 1.5e3 with |n| <= MAX_EXPONENT. Not read: percent
-    signs, units, other powers, more than MAX_DIGITS digits, more than one number.
+    \frac{a}{b}, mixed numbers, repeating decimals; a\times10^{n} and 1.5e3 with |n| <= MAX_EXPONENT; a known unit or a
+    percent sign after them. Not read: other powers and words, more than MAX_DIGITS digits, more than one number.
 
     >>> [str(read_number(raw)) for raw in ["$1,200.50", r"\frac{7}{2}", "1.5e3", r"2\times10^{16}", "50\\%", "2^{10}"]]
-    ['2401/2', '7/2', '1500', 'None', 'None', 'None']
+    ['2401/2', '7/2', '1500', 'None', '50', 'None']
     """
-    form = None if "%" in raw else normal_form(raw)
+    form = normal_form(raw)
     if form is None or len(_DIGIT.findall(form)) > MAX_DIGITS:
         return None
+    form, _ = without_unit(form)
     match = _SCIENTIFIC.fullmatch(form)
     if match is None:
         return None if "^" in form else exact_number(form)
