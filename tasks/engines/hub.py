@@ -38,8 +38,10 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
         )
     try:
         return datasets.load_dataset(**source, name=config, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, StopIteration, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # DatasetGenerationError says only that there was an error
+        if isinstance(error, StopIteration):  # that of the first row
+            reason = "its files are empty"
         reason = reason.partition(" with any supported extension")[0]  # 200 of them follow
         raise NotFound(f"could not load the split {split!r} of {hub_id} from {where}: {reason}. {remedy}") from None
 

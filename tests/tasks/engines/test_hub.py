@@ -97,6 +97,9 @@ def test_a_damaged_mirror_is_no_traceback(mirror: Path) -> None:
     (mirror / GSM8K / "main" / "train.jsonl").write_text('{"question": "1+1?", "ans')
     with pytest.raises(NotFound, match=r"could not load the split 'train'.*JSON"):
         load_rows(GSM8K, "main", "train", "r", str(mirror))
+    (mirror / GSM8K / "main" / "train.jsonl").write_text("")
+    with pytest.raises(NotFound, match=r"could not load the split 'train'.*its files are empty.*Mirror that"):
+        load_rows(GSM8K, "main", "train", "r", str(mirror))
 
 
 @pytest.fixture
