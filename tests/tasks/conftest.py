@@ -144,7 +144,7 @@ class Loop:
             rollouts=self.part(rollouts, "rollouts"),
             prompts=self.part(asked, "prompts"),
             verifier=verifier,
-            verifier_version=1,
+            verifier_version=VERIFIERS[verifier].version,
             config=VerificationConfig(),
         )
 
