@@ -3,6 +3,7 @@ r"""The verifier of MATH and of every other task whose answer is one piece of ma
 import re
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 from tasks.core.verdict import MAX_EXTRACTED_CHARACTERS, Comparison, Judgement, Status, unparseable
@@ -19,6 +20,7 @@ _NAME = re.compile(
     r"|\((?:[a-z]|\\[a-z]+)(?:,(?:[a-z]|\\[a-z]+))+\))(?P<sign>=|\\in(?![a-z]))"
 )
 _SIGN = re.compile(r"=|\\in(?![a-z])")
+_ELABORATED = re.compile(r"(?P<exact>[^=]+?)(?P<sign>=|\\approx)(?P<decimal>-?[0-9]+\.(?P<places>[0-9]+))")
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]++)")
 
 
@@ -34,6 +36,7 @@ class MathVerifier:
        wrong), hence 50\% is 50 and never 0.5. Words are compared without regard to case, but for capitals
        alone, which may be labels: AB is not ab.
     2. Numbers (exact_numbers.py): correct or wrong, exactly: 0.333 is not \frac{1}{3}.
+       A decimal behind the exact value only elaborates it: 12\pi \approx 37.7 is 12\pi.
     3. Another shape (shapes.py): wrong. A list where one value was asked for, or one value for a list; another number
        of items; (1,2) for [1,2], for \{1,2\} or for "1,2"; an inequality for an interval, since (0,1) may be a point.
        \pm 2 counts as the list 2,-2.
@@ -73,7 +76,7 @@ class MathVerifier:
         form = normal_form(box[1].raw) if box[1].is_closed else None
         if form is None:
             return unparseable(box[1].raw)
-        form, gold = _aligned(form, gold)
+        form, gold = _aligned(_without_decimal(form), gold)
         word = compare(form, gold)
         if word == "unreadable":
             return unparseable(box[1].raw)
@@ -157,6 +160,23 @@ def _aligned(answer: str, gold: str) -> tuple[str, str]:
     if names == gold_names or not _SIGN.search(answer):
         gold = _unnamed(gold) if gold_names else gold
     return _both_signs(answer), _both_signs(gold)
+
+
+def _without_decimal(form: str) -> str:
+    r"""The exact value of "exact = decimal" and "exact \approx decimal"; the form itself where the two are not equal.
+
+    >>> [_without_decimal(form) for form in [r"12\pi\approx37.7", r"\frac{1}{3}\approx0.33", "5\\approx7.0", "x=0.5"]]
+    ['12\\pi', '\\frac{1}{3}', '5\\approx7.0', 'x=0.5']
+    """
+    match = _ELABORATED.fullmatch(form)
+    if match is None:
+        return form
+    exact, decimal = exact_number(match["exact"]), exact_number(match["decimal"])
+    assert decimal is not None  # its digits are all that was matched
+    if exact is None:
+        return form if match["sign"] == "=" else match["exact"]
+    tolerance = Fraction(0 if match["sign"] == "=" else 1, 10 ** len(match["places"]))
+    return match["exact"] if abs(exact - decimal) <= tolerance else form
 
 
 def _names(form: str) -> set[str]:
