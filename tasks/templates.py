@@ -66,8 +66,12 @@ def own_answer(completion: str, instruction: str, prompt_text: str, template: st
     """
     if not instruction or template != PLAIN or prompt_text.count(instruction) < 2:
         return completion
-    own, again, _ = completion.partition(instruction)
-    return own[: own.rfind("\n") + 1].rstrip() if again else completion
+    lines, has_own = completion.split("\n"), False
+    for number, line in enumerate(lines):
+        if has_own and instruction in line:
+            return "\n".join(lines[:number]).rstrip()
+        has_own = has_own or bool(line.replace(instruction, "").strip())  # it may say again what it was told to do
+    return completion
 
 
 def _messages(text: str, system: str, solved: Sequence[Solved]) -> list[dict[str, str]]:

@@ -153,7 +153,7 @@ VERDICTS = {
     f"{OWN}\n\n{NEXT}": "correct",
     f"Of \\boxed{{3}}:\n\n{OWN}\n\n{NEXT}\n\n{NEXT}": "correct",
     f"There are some.\n\n{NEXT.replace('9', '2')}": "unparseable",  # 2 is what the next question asks for
-    f"{OWN}\n{NEXT}": "correct",
+    f"{MATHS_SUFFIX}\n{OWN}\n{NEXT}": "correct",
 }
 """What completions of GSM8K's prompts are worth that go on to a question after the one they were asked."""
 
