@@ -4,6 +4,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,11 @@ def stored_experiment(data_root: Path, name: str) -> Experiment:
             "another folder with --data-root"
         )
     started = {event["run"]: event for event in read_events(log, "run") if event["state"] == "started"}
-    return parse_experiment(started[find_run(sorted(started), name)]["experiment"], origin=f"the stored run {name!r}")
+    tree = started[find_run(sorted(started), name)]["experiment"]
+    vllm = tree.get("sampler", {}).get("vllm", {})
+    if isinstance(vllm.get("kv_cache_gib"), float):  # roots of schema 4 may hold 1.0
+        vllm["kv_cache_gib"] = ceil(vllm["kv_cache_gib"])
+    return parse_experiment(tree, origin=f"the stored run {name!r}")
 
 
 def find_run(runs: Sequence[str], name: str) -> str:

@@ -129,31 +129,20 @@ def _refuse_newer(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 def _view(table: "Table", versions: list[int]) -> str:
     """A view over the files of a table, by schema version: columns that a version did not have yet are NULL."""
     if not versions:
-        empty = ", ".join(f"NULL::{_sql_type(str(c.type))} AS {c.name}" for c in table.columns)
+        empty = ", ".join(c.null for c in table.columns)
         return (
             f"CREATE VIEW {table.name} AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS step, "
             f"NULL::VARCHAR AS purpose, NULL::VARCHAR AS label, {empty} WHERE false"
         )
     selects = []
     for version in versions:
-        columns = ", ".join(
-            f"{STORED}.{c.name}" if c.since <= version else f"NULL::{_sql_type(str(c.type))} AS {c.name}"
-            for c in table.columns
-        )
+        columns = ", ".join(f"{STORED}.{c.name}" if c.since <= version else c.null for c in table.columns)
         selects.append(
             f"SELECT l.run, l.step, l.purpose, l.label, {columns} "
             f"FROM read_parquet(getvariable('{_variable(table, version)}'), filename = true) {STORED} "
             f"JOIN links l ON l.file = {STORED}.filename AND l.part = {_literal(table.name)}"
         )
     return f"CREATE VIEW {table.name} AS {' UNION ALL '.join(selects)}"
-
-
-def _sql_type(arrow: str) -> str:
-    """DuckDB's name of a declared Arrow type."""
-    scalar = {"string": "VARCHAR", "bool": "BOOLEAN", "int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT"}
-    scalar["double"] = "DOUBLE"
-    listed = re.fullmatch(r"list<element: (\w+) not null>", arrow)
-    return f"{scalar[listed[1]]}[]" if listed else scalar[arrow]
 
 
 def named_queries() -> dict[str, str]:

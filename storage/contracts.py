@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.artifact import Part, Staging
+from storage.schema import TABLES
 
 if TYPE_CHECKING:
     import duckdb
@@ -88,8 +89,8 @@ def check_contracts(
         return
     seen = set(re.findall(r"\w+", " ".join(each.sql for each in applied)))
     staged = {name: rows for name, rows in staging.tables.items() if name in seen and not isinstance(rows, Path)}
-    read = {name: part.path for name, part in inputs.items() if name in seen and name not in staged}
-    read |= {name: file for name, file in staging.tables.items() if name in seen and isinstance(file, Path)}
+    read = {name: _stored(part) for name, part in inputs.items() if name in seen and name not in staged}
+    read |= {name: _rows(file) for name, file in staging.tables.items() if name in seen and isinstance(file, Path)}
     # Signals are raised in the main thread. In DuckDB, which calls Python for rows, they would end as an error of its
     # own, and a run that was told to stop would be one that failed.
     with _LOCK, ThreadPoolExecutor(1) as elsewhere:
@@ -114,7 +115,7 @@ def _connection() -> "duckdb.DuckDBPyConnection":
 
 
 def _broken(
-    applied: list[Contract], staged: Mapping[str, Any], read: Mapping[str, Path], limits: Mapping[str, float | bool]
+    applied: list[Contract], staged: Mapping[str, Any], read: Mapping[str, str], limits: Mapping[str, float | bool]
 ) -> tuple[Contract, int, list[dict[str, Any]]] | None:
     """The first broken contract, how many rows break it, and these rows. All contracts are one statement."""
     connection = _connection()
@@ -136,10 +137,21 @@ def _broken(
     return None
 
 
-def _reading(files: Mapping[str, Path]) -> str:
-    """A WITH clause that gives Parquet files the names of the tables."""
-    quoted = {name: str(path).replace("'", "''") for name, path in files.items()}
-    tables = ", ".join(f"{name} AS NOT MATERIALIZED (FROM read_parquet('{path}'))" for name, path in quoted.items())
+def _stored(part: Part) -> str:
+    """A query for the rows of an input; columns that its schema version did not have yet are NULL."""
+    version = part.artifact.manifest["schema_version"]
+    missing = [column.null for column in TABLES[part.name].columns if column.since > version]
+    return ", ".join(["SELECT *", *missing]) + f" {_rows(part.path)}"
+
+
+def _rows(file: Path) -> str:
+    quoted = str(file).replace("'", "''")
+    return f"FROM read_parquet('{quoted}')"
+
+
+def _reading(queries: Mapping[str, str]) -> str:
+    """A WITH clause that gives the rows of files the names of the tables."""
+    tables = ", ".join(f"{name} AS NOT MATERIALIZED ({query})" for name, query in queries.items())
     return f"WITH {tables}\n" if tables else ""
 
 

@@ -1,5 +1,6 @@
 """What a table and a column are, as storage/schema.py declares them."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,14 @@ class Column:
     is_measurement: bool = False
     since: int = 1
     """Schema version that brought the column."""
+
+    @property
+    def null(self) -> str:
+        """The column in SQL for rows of a version that did not have it yet: NULL, in DuckDB's name of its type."""
+        scalar = {"string": "VARCHAR", "bool": "BOOLEAN", "int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT"}
+        scalar["double"] = "DOUBLE"
+        listed = re.fullmatch(r"list<element: (\w+) not null>", str(self.type))
+        return f"NULL::{f'{scalar[listed[1]]}[]' if listed else scalar[str(self.type)]} AS {self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)

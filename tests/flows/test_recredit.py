@@ -212,9 +212,12 @@ def test_a_recredit_that_would_add_nothing_new_or_cannot_be_had_is_refused(tempo
     assert expected in refused(tempo, data, *arguments)
 
 
-def test_a_run_of_an_older_schema_is_judged_again_though_its_prompts_have_no_options(tempo: Tempo, tmp_path):
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v4", "v5"])
+def test_a_run_of_any_schema_is_judged_again(tempo: Tempo, tmp_path, version: str):
+    """What a version did not store yet (options of prompts, masks of rollouts) is NULL, to stages and to contracts."""
     root = tmp_path / "data"
-    shutil.copytree(Path(__file__).parents[1] / "storage" / "golden" / "v3", root)
+    shutil.copytree(Path(__file__).parents[1] / "storage" / "golden" / version, root)
     recredit(tempo, root, "--verifier", "exact")
     judged = query(root, "SELECT verifier, count(*) FROM verdicts WHERE purpose = 'recredit' GROUP BY ALL")
     assert judged == [("exact", 6)]  # step 1: 2 prompts x 3 completions
+    assert query(root, "SELECT count(*) FROM advantages WHERE purpose = 'recredit'") == [(6,)]
