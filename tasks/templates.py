@@ -1,16 +1,19 @@
 """How a question becomes the text of a prompt: its instruction, solved examples before it, and the chat template."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tasks.config import PromptsConfig
+from tasks.core.verifiers.boxes import MARK, after_thoughts
 from tasks.registry import Dataset
 from tasks.rows import LETTERS, Example
 
 PLAIN = "plain"
 """The template of a tokenizer without one."""
+_SURE_CHARACTERS = 20
+"""So much of an instruction is no coincidence."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,40 @@ def render(
     return rendered, f"chat:{hashlib.sha256(str(template).encode()).hexdigest()[:16]}"
 
 
-def own_answer(completion: str, instruction: str, prompt_text: str, template: str) -> str:
-    r"""What of a completion answers its own prompt.
+def own_answer(completion: str, dataset: Dataset, prompt: Mapping[str, Any]) -> str:
+    r"""What of a completion answers its own prompt (a row of the prompts table).
 
     After solved examples in plain text a base model goes on to ask a next question as these were asked, with the
-    dataset's instruction: its answer ends before the line in which that comes again.
+    dataset's instruction: its answer ends before the line in which that comes again, or before the instruction itself
+    where an answer stands on that line. The instruction alone, or after the prompt's own question, is an echo: the
+    answer comes after it. An instruction that the length limit cut counts from 20 characters on.
 
-    >>> own_answer("4\n\nNow 3+3? Box it.\n6", "Box it.", "1+1? Box it.\n2\n\n2+2? Box it.\n", "plain")
-    '4'
+    >>> shown = "1+1? Box it.\n\\boxed{2}\n\n2+2? Box it.\n"
+    >>> prompt = {"template": "plain", "prompt_text": shown, "question": "2+2?"}
+    >>> own_answer("2+2? Box it.\n\\boxed{4}\n\nNow 3+3? Box it.\n\\boxed{6}", Dataset(
+    ...     name="sums", verifier="math", revision="1", suffix="Box it."), prompt)
+    '2+2? Box it.\n\\boxed{4}'
     """
-    if not instruction or template != PLAIN or prompt_text.count(instruction) < 2:
+    instruction = dataset.suffix
+    if not instruction or prompt["template"] != PLAIN or prompt["prompt_text"].count(instruction) < 2:
         return completion
-    lines, has_own = completion.split("\n"), False
+    lines, has_own = _completed(after_thoughts(completion), instruction).split("\n"), False
     for number, line in enumerate(lines):
-        if has_own and instruction in line:
+        before, again, _ = line.partition(instruction)
+        if again and ("\\boxed{" in before or MARK in before):
+            return "\n".join([*lines[:number], before])
+        if again and prompt["question"] and prompt["question"].splitlines()[-1] in before:
+            continue
+        if again and has_own:
             return "\n".join(lines[:number]).rstrip()
-        has_own = has_own or bool(line.replace(instruction, "").strip())  # it may say again what it was told to do
+        has_own = has_own or bool(line.replace(instruction, "").strip())
     return completion
+
+
+def _completed(text: str, instruction: str) -> str:
+    """The text, whose end may be the beginning of the instruction, with all of it."""
+    cut = next((n for n in range(len(instruction) - 1, _SURE_CHARACTERS - 1, -1) if text.endswith(instruction[:n])), 0)
+    return text + instruction[cut:] if cut else text
 
 
 def _messages(text: str, system: str, solved: Sequence[Solved]) -> list[dict[str, str]]:

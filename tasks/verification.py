@@ -14,7 +14,7 @@ from tasks.stage import Context, Summary, stage
 from tasks.templates import own_answer
 from tasks.verification_config import FAILURES, VerificationConfig, reward_of
 
-COLUMNS = ["prompt_id", "dataset", "template", "prompt_text", "answer", "options"]
+COLUMNS = ["prompt_id", "dataset", "template", "prompt_text", "question", "answer", "options"]
 
 
 @stage("verification", version=3)
@@ -64,7 +64,7 @@ def _rows(rows: pa.Table, prompts: Part) -> Iterator[Row]:
     asked = {row["prompt_id"]: row for row in prompts.read(COLUMNS).to_pylist()}
     for row in rows.select(["prompt_id", "text", "finish_reason"]).to_pylist():
         prompt = asked[row["prompt_id"]]
-        text = own_answer(row["text"], DATASETS[prompt["dataset"]].suffix, prompt["prompt_text"], prompt["template"])
+        text = own_answer(row["text"], DATASETS[prompt["dataset"]], prompt)
         yield Row(
             completion=text,
             answer=prompt["answer"],

@@ -149,11 +149,19 @@ def test_solved_examples_stand_above_plain_text(ask: Callable[..., list[Row]]) -
 
 NEXT = f"How many in box 7? {MATHS_SUFFIX}\nThere are 9.\n\\boxed{{9}}"
 OWN = "There are 2.\n\n\\boxed{2}"
+ECHO = f"How many in box 10? {MATHS_SUFFIX}"
+CUT = "\nThere are 9.\n\\boxed{9}"
 VERDICTS = {
+    # of the prompt that asks for box 10
     f"{OWN}\n\n{NEXT}": "correct",
     f"Of \\boxed{{3}}:\n\n{OWN}\n\n{NEXT}\n\n{NEXT}": "correct",
-    f"There are some.\n\n{NEXT.replace('9', '2')}": "unparseable",  # 2 is what the next question asks for
+    f"{ECHO}\n{OWN}\n\n{NEXT}": "correct",
     f"{MATHS_SUFFIX}\n{OWN}\n{NEXT}": "correct",
+    # and of the one that asks for box 11
+    f"There are some.\n\n{NEXT.replace('9', '2')}": "unparseable",  # 2 is what the next question asks for
+    f"{OWN} {NEXT}": "correct",
+    f"{OWN}\n\n{NEXT}"[: -len(CUT) - 4]: "correct",  # the length limit cut the instruction
+    f"<think>{NEXT}</think>{OWN}": "correct",
 }
 """What completions of GSM8K's prompts are worth that go on to a question after the one they were asked."""
 
@@ -163,8 +171,8 @@ VERDICTS = {
     [
         (None, 1, list(VERDICTS.values())),
         # with a template the turn ends, and without solved examples nothing shows how the next question begins
-        (WITHOUT, 1, ["wrong", "wrong", "correct", "wrong"]),
-        (None, 0, ["wrong", "wrong", "correct", "wrong"]),
+        (WITHOUT, 1, ["wrong"] * 4 + ["correct", "wrong", "correct", "correct"]),
+        (None, 0, ["wrong"] * 4 + ["correct", "wrong", "correct", "correct"]),
     ],
 )
 def test_a_base_model_that_asks_itself_the_next_question_is_judged_by_its_own_answer(
@@ -177,13 +185,13 @@ def test_a_base_model_that_asks_itself_the_next_question_is_judged_by_its_own_an
     def written(context: Context, *, rollouts: Part) -> Summary:
         rows = rollouts.read()
         columns = {name: rows.column(name) for name in rows.column_names}
-        context.staging.add_table("rollouts", columns | {"text": [*VERDICTS] * 2})
+        context.staging.add_table("rollouts", columns | {"text": [*VERDICTS]})
         return {}
 
     loop.sample("sampled", "policy", step=None, asked="asked")
     loop("rollouts", written, rollouts=loop.part("sampled", "rollouts"))
     loop.judge("verdicts", "rollouts", "gsm8k", asked="asked")
-    assert [row["status"] for row in loop.rows("verdicts", "verdicts")] == expected * 2
+    assert [row["status"] for row in loop.rows("verdicts", "verdicts")] == expected
 
 
 def test_a_training_prompt_is_never_shown_its_own_solution(ask: Callable[..., list[Row]]) -> None:

@@ -20,10 +20,13 @@ _MAX_PHRASES = 10_000
 """Phrases "answer is" that are looked at, from the last one backwards."""
 
 _PHRASE = re.compile(
-    r"\banswer[*_]*+ *+(?:is\b|(?:must|would|should) be\b|[:\u2013\u2014]|- )|<answer>"
-    r"|(?:^|\b(?:correct|right|best) )(?:option|choice)[*_]*+ *+(?:is\b|:)"
-    r"|\bI(?: would| will|'ll|'d)? (?:choose|pick|select|go with)\b",
+    r"\banswer[*_]*+ *+(?:is\b|must be\b|[:\u2013\u2014]|- )|<answer>"
+    r"|(?:^|\b(?:correct|right|best) )(?:option|choice)[*_]*+ *+(?:is\b|:)",
     re.IGNORECASE | re.MULTILINE,
+)
+_WEAK_PHRASE = re.compile(
+    r"\banswer[*_]*+ *+(?:would|should) be\b|\bI(?: would| will|'ll|'d)? (?:choose|pick|select|go with)\b",
+    re.IGNORECASE,
 )
 # "Option C is correct.", where nothing before makes another thing of it, as in "vitamin C is the right answer".
 _CALLED = re.compile(
@@ -41,10 +44,14 @@ _STATED = re.compile(
 )
 _NO_LETTER = re.compile(_LEAD + r"(?i:not|none|neither|both|either|all|any|unclear|unknown|n/a)\b")
 _CLOSERS = re.compile(r"(?:[)\]}*_$\"'`\u201d]|\\[)\]])*+")
+_OPEN = r"[(\[*_\"'`\u201c\u2018]*+"
+_SHUT = r"[)\]*_\"'`\u201d\u2019.,;:]*+"
 _ANOTHER = re.compile(
     r"\s*+(?:"
-    r"(?:[/&+\-\u2013]|[.,;(\[]?\s*+(?i:or|and)\b)\s*+(?i:option\s|choice\s|or\s|and\s)?[(\[*_\"'`\u201c\u2018]*+[A-Z](?![A-Za-z])"
-    r"|[,;]\s*+[(\[*_\"'`\u201c\u2018]*+[A-Z](?:[)\]*_\"'`\u201d\u2019.,;:/&]|\s*+\Z|\s*+\n|\s++(?i:or|and)\b)"
+    rf"(?:[/&+\-\u2013]|[.,;(\[]?\s*+(?i:or|and|as well as|maybe|perhaps|possibly|alternatively)\b,?)\s*+"
+    rf"(?i:option\s|choice\s|or\s|and\s)?{_OPEN}[A-Z](?![A-Za-z])"
+    rf"|[,;]\s*+{_OPEN}[A-Z](?:[)\]*_\"'`\u201d\u2019.,;:/&<]|\s*+\Z|\s*+\n|\s++(?i:or|and)\b)"
+    rf"|[.,;:]?[ \t]*+{_OPEN}[A-Z](?![A-Za-z0-9]){_SHUT}[ \t]*+(?:\Z|{_OPEN}[A-Z](?![A-Za-z]))"
     r"|[(\[][A-Z][)\]])"
 )
 _END = re.compile(
@@ -52,7 +59,12 @@ _END = re.compile(
     r"|\s*+</answer>|\s++(?i:because|since|as|due|which|based|for|is (?:the )?(?:correct|right|best))\b"
 )
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
-_TAKEN_BACK = re.compile(r"\b(?:not|never|cannot|if|whether|unless|why)\b|n['\u2019]t\b", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"\b(?:not|never|cannot|if|whether|unless|why|had|wrong|incorrect|false|worst|tempting|your)\b"
+    r"|\b(?:second|next)[ -]best\b|n['\u2019]t\b",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r" [a-z]")  # "this answer: A patient with", "I choose A lower dose"
 _CLAUSE_START = re.compile(r"[.,;:!?\n]")
 
 _TYPEFACE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|boxed)\{|[{}$*]|\\[()]")
@@ -62,6 +74,10 @@ _LABELLED = re.compile(_PREFIX + r"(?:[(\[](?P<round>[A-Z])[)\]]:?|(?P<letter>[A
 _NAMED = re.compile(r"(?P<letter>[A-Z])[^A-Za-z0-9]++(?P<text>.+)", re.DOTALL)
 _LABEL = re.compile(r"(?:^|(?<=[\s,;/]))(?P<label>[A-Z])[).:]\s+\S|[(\[](?P<round>[A-Z])[)\]]")
 _LISTED = re.compile(r"(?:\b(?i:or|and)\b|[/,&])\s*[(\[]?(?P<label>[A-Z])[)\]]?(?=[\s.,;]|$)")
+_BARE = re.compile(
+    r"(?:^|[.,;:/&]\s*|\b(?i:not|or|and|but|is|maybe|perhaps|alternatively)\s+)[(\[*]*(?P<label>[A-Z])(?![A-Za-z0-9'\u2019-])"
+    r"(?=[)\].,;:*]*\s*(?:$|[.,;]|(?i:or|and|but)\b))"
+)
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
 
 
@@ -80,17 +96,19 @@ class ChoiceVerifier:
     Rule: everything up to the last </think> is dropped. The first of these that is there decides, whatever it says:
     1. The last box (boxes.py): `\boxed{C}`, `\boxed{(C)}`, `\boxed{\text{C}}`, `\boxed{c}`, `\boxed{C. its text}`; with
        `options`, also `\boxed{C \text{ (its text)}}` and others with the very text of that option.
-    2. The last "answer is", "answer:", "option is", "I choose" ... that is followed by a letter standing alone: "The
-       answer is C.", "Answer: (C) its text", "**Answer:** C", "the answer is (c)". The letter must be ended by
+    2. The last "answer is", "answer:", "option is" ... that is followed by a letter standing alone: "The answer is C.",
+       "Answer: (C) its text", "**Answer:** C", "the answer is (c)"; where there is none, the last "answer would be",
+       "answer should be" or "I choose" that is. The letter must be ended by
        punctuation, a bracket, a line's end or a word such as "because": "the answer is A patient ..." is no choice.
        "Answer: A/B", "A or B", "not C" and "None" decide as well, for no letter; other words ("the answer is aspirin")
-       are passed over, and so are phrases that are taken back ("I do not think the answer is C", "if the answer is C").
+       are passed over, and so are phrases that are taken back ("I do not think the answer is C", "if the answer is C",
+       "Incorrect answer: C").
     3. The one option that is called the correct one: "C is correct.", "Option C is the best answer because ...".
     4. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or, in a text of one line,
        a labelled option: "(C) its text", "C. its text".
     Letters are capital; lower case counts only alone in a box or in brackets. The text of an option never decides for
-    one; it can only contradict: `\boxed{C. <text of option A>}` is unparseable, and so are two letters in one box, in
-    one phrase or in one line.
+    one; beside a letter it can contradict: `\boxed{C. <text of option A>}` is unparseable, and so are two
+    letters in one box, in one phrase or in one line.
     With `options`, the letter must be one of them, else the answer is unparseable; without, any of A to Z.
     Source: our own rule; the forms are those that instruct models write and evaluation harnesses filter for.
     Degenerate cases: none of the four is unparseable; so is an unclosed box. A completion cut by the length limit is
@@ -110,7 +128,13 @@ class ChoiceVerifier:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
         self.check_answer(answer, options)
         text = after_thoughts(completion)
-        stated = _in_box(text, options) or _in_phrase(text) or _called(text) or _alone(text, options)
+        stated = (
+            _in_box(text, options)
+            or _in_phrase(text, _PHRASE, options)
+            or _in_phrase(text, _WEAK_PHRASE, options)
+            or _called(text)
+            or _alone(text, options)
+        )
         if is_truncated and (stated is None or stated.is_open):
             return Judgement(status=Status.TRUNCATED, extracted_answer=None)
         if stated is None:
@@ -157,8 +181,8 @@ def _in_box(text: str, options: Sequence[str]) -> _Stated | None:
     return _Stated(letter, raw, is_open=False)
 
 
-def _in_phrase(text: str) -> _Stated | None:
-    phrases = [match.span() for match in _PHRASE.finditer(text)]
+def _in_phrase(text: str, phrase: re.Pattern[str], options: Sequence[str]) -> _Stated | None:
+    phrases = [match.span() for match in phrase.finditer(text)]
     for start, end in islice(reversed(phrases), _MAX_PHRASES):
         clause = _CLAUSE_START.split(text[max(0, start - 60) : start])[-1]
         if _TAKEN_BACK.search(clause):
@@ -173,9 +197,17 @@ def _in_phrase(text: str) -> _Stated | None:
         closers = _CLOSERS.match(window, match.end())
         assert closers is not None  # it matches the empty string
         rest = window[closers.end() :]
-        if _ANOTHER.match(rest) or not (closers[0] or _END.match(rest)):
+        is_ended = closers[0] or _END.match(rest)
+        is_another = _ANOTHER.match(rest)
+        letter = (match["letter"] or match["bracketed"]).upper()
+        named = [i for i, option in enumerate(options) if _words(option) == _words(rest.partition("\n")[0]) != ""]
+        if named:  # the text beside the letter is an option's, which may be a letter itself
+            return _Stated(letter if LETTERS.index(letter) in named else None, raw, is_open=False)
+        if match["letter"] in ("A", "I") and _ARTICLE.match(rest) and not is_ended and not is_another:
+            continue
+        if is_another or not is_ended:
             return _Stated(None, raw, is_open=False)
-        return _Stated((match["letter"] or match["bracketed"]).upper(), raw, is_open=not (rest or closers[0]))
+        return _Stated(letter, raw, is_open=not (rest or closers[0]))
     return None
 
 
@@ -214,7 +246,7 @@ def _labelled(content: str, options: Sequence[str]) -> str | None:
     if _words(text) in texts:
         return letter if own < len(texts) and texts[own] == _words(text) else None
     labels = [found["label"] or found["round"] for found in _LABEL.finditer(text)]
-    labels += [found["label"] for found in _LISTED.finditer(text)]
+    labels += [found["label"] for pattern in (_LISTED, _BARE) for found in pattern.finditer(text)]
     return letter if set(labels) <= {letter} else None
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from tasks.core.verdict import Judgement, Status, unparseable
-from tasks.core.verifiers.boxes import BOX, MARK, Found, after_thoughts, read_box, read_line
+from tasks.core.verifiers.boxes import MARK, after_thoughts, last_answer
 from tasks.core.verifiers.latex import normal_form
 from tasks.core.verifiers.shapes import without_unit
 
@@ -23,6 +23,7 @@ _INTEGER = re.compile(
     r"(?P<digits>[1-9][0-9]{0,2}(?P<separator>,|\\,|\{,\})[0-9]{3}(?:(?P=separator)[0-9]{3})*|[0-9]+)"
     r"(?:\.00?)?"
 )
+_TYPEFACE = re.compile(r"\\(?:text|textbf|mathbf|mathrm|boldsymbol)\{(?P<content>[^{}]*(?:\{,\}[^{}]*)*)\}")
 _NOT_DIGITS = re.compile(r"[^0-9]")
 _CANONICAL = re.compile(rf"0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}}")
 
@@ -31,10 +32,10 @@ class Gsm8kVerifier:
     r"""Compares the last `#### X` or `\boxed{X}` of a completion with a gold integer.
 
     Rule: everything up to the last </think> is dropped. The answer is the last `####`, up to the end of its line, or
-    the last `\boxed{`, up to its matching brace, whichever starts last. The last one, because it is what the
-    completion finally commits to: reading any other, or trying several, would pay for listing guesses, and a rank
-    between the two marks would let an early answer overrule its own correction. X is brought to canonical form by
-    `canonical_integer` and compared as an integer, exactly.
+    the last `\boxed{` or `\fbox{` that is not in a LaTeX comment, up to its matching brace, whichever starts last. The
+    last one, because it is what the completion finally commits to: reading any other, or trying several, would pay for
+    listing guesses, and a rank between the two marks would let an early answer overrule its own correction. X is
+    brought to canonical form by `canonical_integer` and compared as an integer, exactly.
 
     Source: the GSM8K paper (arXiv 2110.14168) ends every solution in `#### X`; `\boxed{X}` is what instruct models
     are asked for.
@@ -64,7 +65,7 @@ class Gsm8kVerifier:
     def judge(self, completion: str, answer: str, *, is_truncated: bool, options: Sequence[str] = ()) -> Judgement:
         """Judge `completion` by the rule above. Errors: ValueError where check_answer would raise."""
         self.check_answer(answer)
-        found = _find_answer(after_thoughts(completion))
+        found = last_answer(after_thoughts(completion))
         if is_truncated and (found is None or not found.is_closed):
             return Judgement(status=Status.TRUNCATED, extracted_answer=None)
         if found is None:
@@ -106,9 +107,9 @@ def canonical_integer(raw: str) -> str | None:
     r"""The integer that `raw` writes, as ASCII digits after an optional '-'; None when it writes no integer.
 
     Removed: space and thin spaces (`\,`) at the ends; one full stop at the end; one `$` or `\$` at each end (also
-    `$\$72$`); `\text{...}` around all of it, as it changes the typeface and nothing else; the sign '+'; the thousands
-    separators ',', `{,}` and `\,` when all are alike and every group is full; ".0" or ".00"; leading zeros of an
-    ungrouped number.
+    `$\$72$`); `\text{...}`, `\mathbf{...}` and their like around all of it, as they change the typeface and nothing
+    else; the sign '+'; the thousands separators ',', `{,}` and `\,` when all are alike and every group is full; ".0" or
+    ".00"; leading zeros of an ungrouped number.
     Not accepted: anything beyond ASCII (other digits, the minus sign U+2212); "72.000", which means 72000 to many;
     "1 000", which may be two numbers; "1,00"; "- 5"; "1e3"; "1_000"; more than MAX_DIGITS digits.
     Degenerate cases: "" is None; "-0" is "0".
@@ -147,8 +148,9 @@ def _undecorated(raw: str) -> str:
     text = _strip(text.removeprefix("$"))
     text = _strip(text.removeprefix("\\$"))
     text = _strip(text.removesuffix("\\$" if text.endswith("\\$") else "$"))
-    if text.startswith("\\text{") and text.endswith("}"):
-        text = _strip(text[len("\\text{") : -1])
+    typeface = _TYPEFACE.fullmatch(text)
+    if typeface:
+        text = _strip(typeface["content"])
     return text if has_full_stop else _strip(text.removesuffix("."))
 
 
@@ -156,10 +158,3 @@ def _strip(text: str) -> str:
     start = _SPACE.match(text)
     assert start is not None  # it matches the empty string
     return _TRAILING_SPACE.sub("", text[start.end() :])
-
-
-def _find_answer(text: str) -> Found | None:
-    mark, box = text.rfind(MARK), text.rfind(BOX)
-    if mark > box:
-        return read_line(text, mark)
-    return read_box(text, box, box + len(BOX)) if box >= 0 else None

@@ -33,6 +33,7 @@ _STRUCTURE = {"<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "[":
 }
 _DEGREE_OF_ROOT = re.compile(r"(?<=\\sqrt)\[[^\[\]]*\]")  # its brackets are no interval's: 2^{1/3} has none
 _SUBSCRIPTED_NUMBER = re.compile(r"[0-9)]_\{")
+_VALUE_AT = re.compile(r"[a-zA-Z]\(-?[0-9.]+\)=")  # f(1)=3, which it takes for f(0)=3
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
 _REFUSED = re.compile(
@@ -46,6 +47,8 @@ _REFUSED = re.compile(
     r"|/0+(?![.0-9])|\}\{0+\}"  # a division by zero: 3/(t/0(3)) was accepted for 9/t
 )
 _GOLD_READABLE = re.compile(r"[a-zA-Z0-9+\-*/^_{}()\[\]|.,!<>=:'&\\%~\u00b0 ]*")
+# It drops what is below its precision: \sqrt{2}+10^{-17} would be \sqrt{2}.
+_NEGLIGIBLE = re.compile(r"[0-9]\^\{(?:-[0-9]|1[2-9]|[2-9][0-9]|[0-9]{3})|[0-9]{12}")
 _WORDS = re.compile(r"\\text\{[^{}]*\}")
 _UNFINISHED = re.compile(
     r"[*/^_,=:].*|.*(?:[+\-*/^_,=:<>&]|\\(?:cdot|times|div|pm|mp|cup|cap|setminus|in|notin|le|ge|ne|equiv|approx|frac|sqrt))",
@@ -62,22 +65,26 @@ def guarded(answer: str, gold: str) -> Word:
     r"""What can be said of two answers that are of one shape, not equal as text and not both numbers.
 
     Unreadable: signs beyond ASCII or of no meaning in mathematics, two numbers beside each other, a command that
-    neither the gold answer nor mathematics here knows, a number that would be costly to work out, a division by
-    zero, an index of a function that has none.
-    Different: words, which are compared as text; other letters, case included (`e` and `i` may be constants);
-    subscripts of numbers, which are bases; other relations, brackets, primes, dots or plus-minus signs; a decimal
-    number where the gold answer is none, for it can only be an approximation.
+    neither the gold answer nor mathematics here knows, a number that would be costly to work out, or is very large or
+    small where the gold answer has no such number, a division by zero, an index of a function that has none.
+    Different: words and values of functions at numbers, which are compared as text; other letters, case included (`e`
+    and `i` may be constants); subscripts of numbers, which are bases; other relations, brackets, primes, dots or
+    plus-minus signs; a decimal number where the gold answer is none, for it can only be an approximation.
 
     >>> [guarded(answer, "3r^{2}") for answer in ["3R^{2}", "3rr", "3r^{2}'", "3r^{99999}"]]
     ['different', 'undecided', 'different', 'unreadable']
     """
     if not _READABLE.fullmatch(answer) or _is_refused(answer):
         return "unreadable"
+    if _NEGLIGIBLE.search(answer) and not _NEGLIGIBLE.search(gold):
+        return "unreadable"
     tokens, gold_tokens = TOKEN.findall(answer), TOKEN.findall(gold)
     commands = {token for token in tokens if token[0] == "\\"} - {"\\text"}
     if not commands <= _KNOWN | set(gold_tokens):
         return "unreadable"
     if "\\text" in (*tokens, *gold_tokens) or not _READABLE.fullmatch(gold) or not commands <= _KNOWN:
+        return "different"
+    if _VALUE_AT.search(answer) or _VALUE_AT.search(gold):
         return "different"
     if _SUBSCRIPTED_NUMBER.search(answer + " " + gold) or letters(tokens) != letters(gold_tokens):
         return "different"

@@ -19,7 +19,7 @@ from tasks.core.verifiers.latex_commands import (
     TRIGONOMETRIC,
     TYPEFACES,
 )
-from tasks.core.verifiers.respelling import respelt
+from tasks.core.verifiers.respelling import respelt, with_fractions
 from tasks.core.verifiers.units import is_lone_unit
 
 MAX_CHARACTERS = 400
@@ -66,7 +66,7 @@ def normal_form(raw: str) -> str | None:
         tokens = _degrees(_Reader(_TOKEN.findall(text)).all())
     except _Unreadable:
         return None
-    form = _regrouped(joined(_spaced(tokens))).removesuffix(".")
+    form = with_fractions(_regrouped(joined(_spaced(tokens))).removesuffix("."))
     return form or None
 
 

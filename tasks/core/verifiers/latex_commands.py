@@ -42,6 +42,7 @@ SYNONYMS = {
     "\\gt": ">", "*": "\\cdot", "\\ast": "\\cdot", "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varnothing":
     "\\emptyset", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\colon": ":",
     "%": "\\%", "\\lbrack": "[", "\\rbrack": "]", "\\prime": "'", "\\Longrightarrow": "\\implies",
+    "\\bigcup": "\\cup",
 }  # fmt: skip
 """Tokens that mean the same as another one."""
 FUNCTIONS = commands("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp det gcd min max")

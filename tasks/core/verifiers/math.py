@@ -19,6 +19,7 @@ _NAME = re.compile(
     r"(?:\((?P<arguments>[a-z](?:,[a-z])*|[A-Z]|-?[0-9]{1,4})\))?)"
     r"|\((?:[a-z]|\\[a-z]+)(?:,(?:[a-z]|\\[a-z]+))+\))(?P<sign>=|\\in(?![a-z]))"
 )
+_UNSORTED = re.compile(r"\((?=.*y,x|.*z,[xy]|.*b,a|.*n,m|.*q,p)")
 _SIGN = re.compile(r"=|\\in(?![a-z])")
 _ELABORATED = re.compile(r"(?P<exact>[^=]+?)(?P<sign>=|\\approx)(?P<decimal>-?[0-9]+\.(?P<places>[0-9]+))")
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]++)")
@@ -77,7 +78,7 @@ class MathVerifier:
         if form is None:
             return unparseable(box[1].raw)
         form, gold = _aligned(_without_decimal(form), gold)
-        word = compare(form, gold)
+        word = "different" if _is_other_money(box[1].raw, form, answer, gold) else compare(form, gold)
         if word == "unreadable":
             return unparseable(box[1].raw)
         if word == "undecided":
@@ -179,6 +180,13 @@ def _without_decimal(form: str) -> str:
     return match["exact"] if abs(exact - decimal) <= tolerance else form
 
 
+def _is_other_money(raw: str, form: str, raw_gold: str, gold: str) -> bool:
+    """Whether a dollar sign stands on one side and on the other a unit that is none of dollars."""
+    units = without_unit(form)[1], without_unit(gold, trusted_units(gold))[1]
+    signs = "\\$" in raw, "\\$" in raw_gold
+    return (signs[0] and units[1] not in ("", "dollar")) or (signs[1] and units[0] not in ("", "dollar"))
+
+
 def _names(form: str) -> set[str]:
     """The one name that all items have, or the first of them has for all: "x=1,2"; empty for none and for several."""
     shape = shape_of(form)
@@ -195,7 +203,10 @@ def _name(item: str) -> str:
     if match is None:
         return ""
     variables = set(re.findall("[a-z]", match["arguments"] or ""))
-    others = {token for token in TOKEN.findall(item[match.end() :]) if len(token) == 1 and token.islower()} - {"e", "i"}
+    letters = {token for token in TOKEN.findall(item[match.end() :]) if len(token) == 1}
+    if match[0][:-1] in letters or _UNSORTED.match(match[0]):  # x=2x+3 is an equation, and (y,x) another point
+        return ""
+    others = {token for token in letters if token.islower()} - {"e", "i"}
     return match[0] if not variables or not others or variables & others else ""
 
 

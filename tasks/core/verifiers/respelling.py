@@ -1,4 +1,4 @@
-r"""What is spelt anew before an answer is read as LaTeX (latex.py): signs, arrays, plain units and separators."""
+r"""What is spelt anew around the reading of an answer as LaTeX (latex.py): signs, arrays, plain units, fractions."""
 
 import re
 
@@ -12,6 +12,12 @@ _NUMBER_IN_TEXT = re.compile(r"\\text\{ ?(?P<number>\\?\$?[0-9][0-9,.]*)(?P<word
 _ROW_GAP = re.compile(r"(?<=\\\\)\[-?[0-9.]+ ?(?:pt|em|ex|mm|cm)\]")
 _ARRAY = re.compile(
     r"\\left ?[(\[] ?\\begin\{array\}(?:\{[clr]+\})?((?:(?!\\begin).)*)\\end\{array\} ?\\right ?[)\]]", re.S
+)
+_FACTOR = r"(?=~?(?:[a-zA-Z(]|\\(?:pi|sqrt)))"
+_FRACTION = re.compile(rf"(?<![0-9.}})\]a-zA-Z/])(?P<over>[0-9]+)/(?P<under>[1-9][0-9]*){_FACTOR}")
+_DIVISION = re.compile(rf"/(?P<under>[1-9][0-9]*){_FACTOR}")
+_MIXED = re.compile(
+    r"(?<![0-9.}\])a-zA-Z])(?P<integer>[0-9]{1,9})~?\\frac\{(?P<over>[0-9]{1,9})\}\{(?P<under>[0-9]{1,9})\}(?=.)"
 )
 
 
@@ -28,3 +34,22 @@ def respelt(raw: str) -> str:
     text = _NUMBER_IN_TEXT.sub(r"\g<number>\\text{\g<words>}", text)
     text = _ARRAY.sub(lambda match: f"\\begin{{pmatrix}}{match[1]}\\end{{pmatrix}}", text)
     return _SEPARATOR_WORD.sub(",", with_text_units(text).translate(SIGNS))
+
+
+def with_fractions(form: str) -> str:
+    r"""The normal form with fractions that an algebra system cannot misread.
+
+    A division by a number ends at the number, from left to right: 4/3\pi is \frac{4}{3}\pi (math-verify divides by
+    3\pi). A mixed number before something else is one fraction: 2\frac{1}{2}\pi is no product of three.
+
+    >>> [with_fractions(form) for form in ["4/3\\pi", r"\sqrt{3}/2i", r"2\frac{1}{2}\pi", r"2\frac{1}{2}", "1/x"]]
+    ['\\frac{4}{3}\\pi', '\\sqrt{3}\\cdot\\frac{1}{2}i', '\\frac{5}{2}\\pi', '2\\frac{1}{2}', '1/x']
+    """
+    form = _FRACTION.sub(r"\\frac{\g<over>}{\g<under>}", form)
+    form = _DIVISION.sub(r"\\cdot\\frac{1}{\g<under>}", form)
+    return _MIXED.sub(_improper, form)
+
+
+def _improper(match: re.Match[str]) -> str:
+    integer, over, under = int(match["integer"]), int(match["over"]), int(match["under"])
+    return f"\\frac{{{integer * under + over}}}{{{under}}}" if 0 < over < under else match[0]
