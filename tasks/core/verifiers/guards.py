@@ -48,7 +48,9 @@ _REFUSED = re.compile(
 )
 _GOLD_READABLE = re.compile(r"[a-zA-Z0-9+\-*/^_{}()\[\]|.,!<>=:'&\\%~\u00b0 ]*")
 # It drops what is below its precision: \sqrt{2}+10^{-17} would be \sqrt{2}.
-_NEGLIGIBLE = re.compile(r"[0-9]\^\{(?:-[0-9]|1[2-9]|[2-9][0-9]|[0-9]{3})|[0-9]{12}")
+_NEGLIGIBLE = re.compile(
+    r"0\^\{-[5-9]|[0-9]\^\{-[0-9]{2}|[03-9]\^\{(?:1[2-9]|[2-9][0-9])|[12]\^\{[4-9][0-9]|[0-9]\^\{[0-9]{3}|[0-9]{12}"
+)
 _WORDS = re.compile(r"\\text\{[^{}]*\}")
 _UNFINISHED = re.compile(
     r"[*/^_,=:].*|.*(?:[+\-*/^_,=:<>&]|\\(?:cdot|times|div|pm|mp|cup|cap|setminus|in|notin|le|ge|ne|equiv|approx|frac|sqrt))",
