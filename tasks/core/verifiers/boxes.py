@@ -10,7 +10,7 @@ MARK = "####"
 
 # Every alternative consumes what it matches, so that one pass finds each token once: "\%" is no comment, and neither is
 # the percent sign of "20 %", which prose writes without a backslash.
-_LATEX = re.compile(r"(?P<box>\\(?:boxed|fbox)[ \t\r\n]*+\{)|\\.|[0-9][ \t]*+%|[)}\]$]%|%[^\n]*+", re.DOTALL)
+_LATEX = re.compile(r"(?P<box>\\(?:boxed|fbox)[ \t\r\n]*+\{)|\\.|[0-9][ \t]*+%|[A-Za-z()}\]$]%|%[^\n]*+", re.DOTALL)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -52,7 +52,7 @@ def last_box(text: str) -> tuple[int, Found] | None:
     r"""Position and content of the box that starts last, `\boxed{` or `\fbox{`, spaces before the brace allowed.
 
     A box inside a LaTeX comment is none: a comment runs from a bare '%' to the end of its line. A '%' after a digit
-    (and spaces) or directly after a closing bracket or '$' is a percent sign.
+    (and spaces) or directly after a letter, a bracket or '$' is a percent sign.
 
     >>> last_box(r"20% of 60 is \boxed{12}. % not \boxed{13}")
     (13, Found(raw='12', is_closed=True))

@@ -32,7 +32,7 @@ _STRUCTURE = {"<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "[":
     ]
 }
 _DEGREE_OF_ROOT = re.compile(r"(?<=\\sqrt)\[[^\[\]]*\]")  # its brackets are no interval's: 2^{1/3} has none
-_SUBSCRIPTED_NUMBER = re.compile(r"[0-9)]_\{")
+_SUBSCRIPTED_NUMBER = re.compile(r"[0-9)}]_\{")
 _VALUE_AT = re.compile(r"[a-zA-Z]\(-?[0-9.]+\)=")  # f(1)=3, which it takes for f(0)=3
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
@@ -69,8 +69,8 @@ def guarded(answer: str, gold: str) -> Word:
     Unreadable: signs beyond ASCII or of no meaning in mathematics, two numbers beside each other, a command that
     neither the gold answer nor mathematics here knows, a number that would be costly to work out, or is very large or
     small where the gold answer has no such number, a division by zero, an index of a function that has none.
-    Different: words and values of functions at numbers, which are compared as text; other letters, case included (`e`
-    and `i` may be constants); subscripts of numbers, which are bases; other relations, brackets, primes, dots or
+    Different: words, values of functions at numbers and \ne, which are compared as text; other letters, case included
+    (`e` and `i` may be constants); subscripts of numbers, which are bases; other relations, brackets, primes, dots or
     plus-minus signs; a decimal number where the gold answer is none, for it can only be an approximation.
 
     >>> [guarded(answer, "3r^{2}") for answer in ["3R^{2}", "3rr", "3r^{2}'", "3r^{99999}"]]
@@ -86,7 +86,7 @@ def guarded(answer: str, gold: str) -> Word:
         return "unreadable"
     if "\\text" in (*tokens, *gold_tokens) or not _READABLE.fullmatch(gold) or not commands <= _KNOWN:
         return "different"
-    if _VALUE_AT.search(answer) or _VALUE_AT.search(gold):
+    if _VALUE_AT.search(answer) or _VALUE_AT.search(gold) or "\\ne" in (*tokens, *gold_tokens):
         return "different"
     if _SUBSCRIPTED_NUMBER.search(answer + " " + gold) or letters(tokens) != letters(gold_tokens):
         return "different"

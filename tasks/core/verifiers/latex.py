@@ -284,6 +284,7 @@ class _Reader:
 
     def words(self) -> list[str]:
         """The argument of a text command: plain characters or words."""
+        before = self.tokens[self.position - 2] if self.position > 1 else ""
         self.skip_spaces()
         start = self.position
         read = self.argument()
@@ -292,7 +293,7 @@ class _Reader:
         ).removesuffix(".")
         if "\\" in words or "$" in words or "{" in words or "}" in words:
             return read
-        has_space = self.tokens[start + 1 : start + 2] in ([" "], ["~"])
+        has_space = self.tokens[start + 1 : start + 2] in ([" "], ["~"]) or before in ("\\,", "\\ ", "~", "\\;")
         if not _WORD.search(words) and not (has_space and is_lone_unit(words.strip("()"))):
             return read
         return [f"\\text{{{' ' if has_space else ''}{words}}}"]

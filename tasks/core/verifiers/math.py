@@ -13,11 +13,14 @@ from tasks.core.verifiers.guards import Word, algebra_form, guarded, is_comparab
 from tasks.core.verifiers.latex import MAX_CHARACTERS, normal_form
 from tasks.core.verifiers.shapes import TOKEN, UNORDERED, Shape, bare, canonical, shape_of, trusted_units, without_unit
 
+_LETTER = (
+    r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|theta|lambda|mu|rho|sigma|tau|phi|varphi|omega|ell))"
+)
 # "x =", "f(x) =", "a_n =", "P(A) =", "AB =", "\angle A =", "(a,b) =": the name of what was asked for; "x \in" likewise.
 _NAME = re.compile(
-    r"(?P<name>(?:m?\\angle ?[A-Z]{1,3}|[A-Z]{2,3}|(?:[a-zA-Z]|\\[a-z]+)'?(?:_\{[^{}]{1,5}\})?(?:\^\{-1\})?"
+    rf"(?P<name>(?:m?\\angle ?[A-Z]{{1,3}}|[A-Z]{{2,3}}|{_LETTER}'?(?:_\{{[^{{}}]{{1,5}}\}})?(?:\^\{{-1\}})?"
     r"(?:\((?P<arguments>[a-z](?:,[a-z])*|[A-Z]|-?[0-9]{1,4})\))?)"
-    r"|\((?:[a-z]|\\[a-z]+)(?:,(?:[a-z]|\\[a-z]+))+\))(?P<sign>=|\\in(?![a-z]))"
+    rf"|\({_LETTER}(?:,{_LETTER})+\))(?P<sign>=|\\in(?![a-z]))"
 )
 _UNSORTED = re.compile(r"\((?=.*y,x|.*z,[xy]|.*b,a|.*n,m|.*q,p)")
 _SIGN = re.compile(r"=|\\in(?![a-z])")

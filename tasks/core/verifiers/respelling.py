@@ -17,8 +17,9 @@ _FACTOR = r"(?=~?(?:[a-zA-Z(]|\\(?:pi|sqrt)))"
 _FRACTION = re.compile(rf"(?<![0-9.}})\]a-zA-Z/])(?P<over>[0-9]+)/(?P<under>[1-9][0-9]*){_FACTOR}")
 _DIVISION = re.compile(rf"/(?P<under>[1-9][0-9]*){_FACTOR}")
 _MIXED = re.compile(
-    r"(?<![0-9.}\])a-zA-Z])(?P<integer>[0-9]{1,9})~?\\frac\{(?P<over>[0-9]{1,9})\}\{(?P<under>[0-9]{1,9})\}(?=.)"
+    r"(?<![0-9.}\])a-zA-Z])(?P<integer>[0-9]{1,9})~?\\frac\{(?P<over>[0-9]{1,9})\}\{(?P<under>[0-9]{1,9})\}"
 )
+_PRODUCT = re.compile(r"(?<=[0-9)])~?(?=\(\\frac\{[0-9]+\}\{[0-9]+\}\))|(?<=\))~?(?=\\frac)")
 
 
 def respelt(raw: str) -> str:
@@ -40,16 +41,20 @@ def with_fractions(form: str) -> str:
     r"""The normal form with fractions that an algebra system cannot misread.
 
     A division by a number ends at the number, from left to right: 4/3\pi is \frac{4}{3}\pi (math-verify divides by
-    3\pi). A mixed number before something else is one fraction: 2\frac{1}{2}\pi is no product of three.
+    3\pi). A mixed number before something else is one fraction: 2\frac{1}{2}\pi is no product of three. A number before
+    a fraction in brackets is a factor, and so is one before an improper fraction: 3(\frac{1}{2}) is no mixed number.
 
     >>> [with_fractions(form) for form in ["4/3\\pi", r"\sqrt{3}/2i", r"2\frac{1}{2}\pi", r"2\frac{1}{2}", "1/x"]]
     ['\\frac{4}{3}\\pi', '\\sqrt{3}\\cdot\\frac{1}{2}i', '\\frac{5}{2}\\pi', '2\\frac{1}{2}', '1/x']
     """
     form = _FRACTION.sub(r"\\frac{\g<over>}{\g<under>}", form)
     form = _DIVISION.sub(r"\\cdot\\frac{1}{\g<under>}", form)
-    return _MIXED.sub(_improper, form)
+    return _MIXED.sub(_improper, _PRODUCT.sub(lambda match: "\\cdot", form))
 
 
 def _improper(match: re.Match[str]) -> str:
     integer, over, under = int(match["integer"]), int(match["over"]), int(match["under"])
-    return f"\\frac{{{integer * under + over}}}{{{under}}}" if 0 < over < under else match[0]
+    if not 0 < over < under:
+        return f"{integer}\\cdot\\frac{{{over}}}{{{under}}}"
+    is_all = match.end() == len(match.string)
+    return match[0] if is_all else f"\\frac{{{integer * under + over}}}{{{under}}}"
