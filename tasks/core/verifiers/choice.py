@@ -32,7 +32,7 @@ _WEAK_PHRASE = re.compile(
 _CALLED = re.compile(
     r"(?:^[ \t*_]*+|[.,;:!?] [*_]*+|\b(?:so|thus|hence|therefore) )(?:option |choice )?[*_(\[]*+(?P<letter>(?-i:[A-Z]))"
     r"[*_)\]]*+ is (?:the )?(?:(?:correct|right|best)(?: (?:answer|option|choice))?|answer)[*_]*+"
-    r"(?:[.,;:!]|\s*+\Z|[ \t]*+\n|\s++(?:because|since|as)\b)",
+    r"(?=[.,;:!]|\s*+\Z|[ \t]*+\n|\s++(?:because|since|as)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 _LEAD = (
@@ -48,7 +48,8 @@ _OPEN = r"[(\[*_\"'`\u201c\u2018]*+"
 _SHUT = r"[)\]*_\"'`\u201d\u2019.,;:]*+"
 _ANOTHER = re.compile(
     r"\s*+(?:"
-    rf"(?:[/&+\-\u2013]|[.,;(\[]?\s*+(?i:or|and|as well as|maybe|perhaps|possibly|alternatively)\b,?)\s*+"
+    r"(?:[/&+\-\u2013\u2014]|[.,;(\[]?\s*+"
+    r"(?i:or|and|also|as is|as well as|maybe|perhaps|possibly|alternatively)\b,?)\s*+"
     rf"(?i:option\s|choice\s|or\s|and\s)?{_OPEN}[A-Z](?![A-Za-z])"
     rf"|[,;]\s*+{_OPEN}[A-Z](?:[)\]*_\"'`\u201d\u2019.,;:/&<]|\s*+\Z|\s*+\n|\s++(?i:or|and)\b)"
     rf"|[.,;:]?[ \t]*+{_OPEN}[A-Z](?![A-Za-z0-9]){_SHUT}[ \t]*+(?:\Z|{_OPEN}[A-Z](?![A-Za-z]))"
