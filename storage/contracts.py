@@ -6,11 +6,12 @@ written in chunks), its inputs as they lie in their Parquet files, under the nam
 prepared parameters; a contract whose limit was not given is left out.
 """
 
+import contextlib
 import functools
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def check_contracts(
     read |= {name: _rows(file) for name, file in staging.tables.items() if name in seen and isinstance(file, Path)}
     # Signals are raised in the main thread. In DuckDB, which calls Python for rows, they would end as an error of its
     # own, and a run that was told to stop would be one that failed.
-    with _LOCK, ThreadPoolExecutor(1) as elsewhere:
+    with ThreadPoolExecutor(1) as elsewhere:
         broken = elsewhere.submit(_broken, applied, staged, read, limits).result()
     if broken:
         raise _breach(stage, staging, *broken)
@@ -114,16 +115,30 @@ def _connection() -> "duckdb.DuckDBPyConnection":
     return duckdb.connect(config={"threads": 1, "async_threads": 0, "autoinstall_known_extensions": "false"})
 
 
+@contextlib.contextmanager
+def _database(tables: Mapping[str, Any]) -> Iterator["duckdb.DuckDBPyConnection"]:
+    """The connection with these tables, for one thread at a time.
+
+    The thread that uses it holds the lock: one whose start was interrupted by a signal is one that nobody waits for.
+    """
+    with _LOCK:
+        connection = _connection()
+        try:
+            for name, rows in tables.items():
+                connection.register(name, rows)
+            yield connection
+        finally:
+            for name in tables:
+                connection.unregister(name)
+
+
 def _broken(
     applied: list[Contract], staged: Mapping[str, Any], read: Mapping[str, str], limits: Mapping[str, float | bool]
 ) -> tuple[Contract, int, list[dict[str, Any]]] | None:
     """The first broken contract, how many rows break it, and these rows. All contracts are one statement."""
-    connection = _connection()
     counts = "\nUNION ALL\n".join(f"SELECT '{each.name}', count(*) FROM (\n{each.sql}\n)" for each in applied)
     used = {name: limits[name] for each in applied for name in each.limits}
-    try:
-        for name, rows in staged.items():
-            connection.register(name, rows)
+    with _database(staged) as connection:
         num_rows = dict(connection.execute(_reading(read) + counts, used).fetchall())
         for each in applied:
             if num_rows[each.name]:
@@ -131,9 +146,6 @@ def _broken(
                 rows = f"{_reading(read)}SELECT to_json(b) FROM (\n{each.sql}\n) b LIMIT {EVIDENCE_ROWS}"
                 answer = connection.execute(rows, used).fetchall()
                 return each, num_rows[each.name], [json.loads(row) for (row,) in answer]
-    finally:
-        for name in staged:
-            connection.unregister(name)
     return None
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -268,25 +269,35 @@ def test_through_the_command_a_breach_stops_the_run_with_exit_code_1_and_the_nex
     assert code == 0
 
 
-def test_a_stop_that_comes_while_duckdb_reads_rows_is_a_stop_and_no_error_of_duckdb(data):
+@pytest.mark.parametrize("moment", ["DuckDB reads rows", "the thread for DuckDB starts"])
+def test_a_stop_while_contracts_are_checked_is_a_stop_and_no_error_of_duckdb(data, monkeypatch, moment):
     step = Step(data, "generation")
     rows = step.artifact.part("rollouts").read()
+    reads, start = threading.Event(), threading.Thread.start
 
     class Stopped:
         """Rows that are read when Ctrl-C is pressed, once."""
-
-        is_pressed = False
 
         def __arrow_c_schema__(self):
             return rows.schema.__arrow_c_schema__()
 
         def __arrow_c_stream__(self, requested_schema=None):
-            if not self.is_pressed:
-                self.is_pressed = True
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.01)  # in the main thread the handler would run here
+            if not reads.is_set():
+                reads.set()
+                if moment == "DuckDB reads rows":
+                    os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)  # in the main thread the handler would run here
             return rows.__arrow_c_stream__(requested_schema)
 
+    def interrupted(thread):
+        """Start a thread; Ctrl-C comes before the starter knows."""
+        monkeypatch.undo()
+        start(thread)
+        reads.wait(60)
+        raise KeyboardInterrupt
+
+    if moment == "the thread for DuckDB starts":
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with step.store.staging("k1") as staging:
