@@ -5,6 +5,7 @@ Beside what math-verify does by itself:
 * Nothing of an answer is evaluated as Python. Its parser of plain expressions (sympy.parse_expr, which is `eval`) is
   not used. Its LaTeX parser, which is, hands numbers to the same `eval`: here they must be digits.
 * A free `i` is the imaginary unit: math-verify takes it for a variable, and (1+i)^2 for another number than 2i.
+* Equal means equal to the last digit (exactness.py): math-verify looks at 15.
 * No alarm signals: the parent's clock is the only limit.
 * It catches every exception of sympy on the way and answers "different". A comparison that ran out of memory or of
   stack has not found a difference: such exceptions are noted where they are still seen, and told.
@@ -19,6 +20,8 @@ import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from tasks.engines.exactness import differ_slightly
 
 GOLDS_REMEMBERED = 4096
 """Parsed gold answers that a process keeps: a prompt's completions are compared with one gold."""
@@ -103,7 +106,9 @@ class Algebra:
         if expected is None:
             raise Unreadable(f"math-verify cannot read the gold answer {gold[:100]!r}")
         found = self._answer(answer)
-        return None if found is None else bool(self._verify(expected, found))
+        if found is None:
+            return None
+        return bool(self._verify(expected, found)) and not differ_slightly(expected, found)
 
     def _parsed(self, latex: str) -> Any:
         """A sympy object, or None for what the LaTeX parser does not know.

@@ -20,12 +20,14 @@ _MAX_PHRASES = 10_000
 """Phrases "answer is" that are looked at, from the last one backwards."""
 
 _PHRASE = re.compile(
-    r"\banswer[*_]*+ *+(?:is\b|must be\b|[:\u2013\u2014]|- )|<answer>"
+    r"\banswer(?: to (?:the|this) question| here| among (?:these|them|the (?:options|choices)))?+[*_]*+ *+"
+    r"(?:is\b|must be\b|[:\u2013\u2014]|- )|<answer>"
     r"|(?:^|\b(?:correct|right|best) )(?:option|choice)[*_]*+ *+(?:is\b|:)",
     re.IGNORECASE | re.MULTILINE,
 )
 _WEAK_PHRASE = re.compile(
-    r"\banswer[*_]*+ *+(?:would|should) be\b|\bI(?: would| will|'ll|'d)? (?:choose|pick|select|go with)\b",
+    r"\b(?:answer|(?:correct|right|best) (?:option|choice))[*_]*+ *+(?:would|should) be\b"
+    r"|\bI(?: would| will|'ll|'d)? (?:choose|pick|select|go with)\b",
     re.IGNORECASE,
 )
 # "Option C is correct.", where nothing before makes another thing of it, as in "vitamin C is the right answer".
@@ -56,19 +58,24 @@ _ANOTHER = re.compile(
     r"|[(\[][A-Z][)\]])"
 )
 _END = re.compile(
-    r"[.,;:!\u2014]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s"
-    r"|\s*+</answer>|\s++(?i:because|since|as|due|which|based|for|is (?:the )?(?:correct|right|best))\b"
+    r"[.,;:!\u2014\u3002]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s"
+    r"|\s*+</answer>|\s++(?i:because|since|as|due|which|based"
+    r"|rather than|instead of|for (?:the following|this|these|several)|is (?:the )?(?:correct|right|best))\b"
 )
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(
-    r"\b(?:not|never|cannot|if|whether|unless|why|had|wrong|incorrect|false|worst|tempting|your)\b"
+    r"\b(?:not|never|cannot|if|whether|unless|why|had|wrong|incorrect|false|worst|least|unlikely"
+    r"|tempting|your)\b"
     r"|\b(?:second|next)[ -]best\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
 _ARTICLE = re.compile(r" [a-z]")  # "this answer: A patient with", "I choose A lower dose"
 _CLAUSE_START = re.compile(r"[.,;:!?\n]")
 
-_TYPEFACE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|boxed)\{|[{}$*]|\\[()]")
+_TYPEFACE = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|it|tt|bb|cal)|boldsymbol|bm|boxed|underline)(?=\{)"
+    r"|\\(?:[lL]arge|LARGE|[hH]uge|bf|displaystyle)(?![a-zA-Z])|[{}$*]|\\[()]"
+)
 _PREFIX = r"\s*(?i:(?:the )?(?:correct )?(?:answer|option|choice)\s*(?:is|:)?\s+)?"
 _LONE = re.compile(_PREFIX + r"[(\[]?\s*(?P<letter>[A-Za-z])\s*[)\]]?\s*[.:]?\s*")
 _LABELLED = re.compile(_PREFIX + r"(?:[(\[](?P<round>[A-Z])[)\]]:?|(?P<letter>[A-Z])[).:])\s*(?P<text>\S.*)", re.DOTALL)
@@ -76,9 +83,10 @@ _NAMED = re.compile(r"(?P<letter>[A-Z])[^A-Za-z0-9]++(?P<text>.+)", re.DOTALL)
 _LABEL = re.compile(r"(?:^|(?<=[\s,;/]))(?P<label>[A-Z])[).:]\s+\S|[(\[](?P<round>[A-Z])[)\]]")
 _LISTED = re.compile(r"(?:\b(?i:or|and)\b|[/,&])\s*[(\[]?(?P<label>[A-Z])[)\]]?(?=[\s.,;]|$)")
 _BARE = re.compile(
-    r"(?:^|[.,;:/&]\s*|\b(?i:not|or|and|but|is|maybe|perhaps|alternatively)\s+)[(\[*]*(?P<label>[A-Z])(?![A-Za-z0-9'\u2019-])"
+    r"(?:^|[.,;:/&]\s*|\b(?i:not|or|and|but|is|both|either|maybe|perhaps|alternatively)\s+)[(\[*]*(?P<label>[A-Z])(?![A-Za-z0-9'\u2019-])"
     r"(?=[)\].,;:*]*\s*(?:$|[.,;]|(?i:or|and|but)\b))"
 )
+_OPTION_LINE = re.compile(r"^[ \t*_(\[>\-]*+(?P<label>[A-Z])[*_]*+[).:\]]", re.MULTILINE)
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
 
 
@@ -105,8 +113,9 @@ class ChoiceVerifier:
        are passed over, and so are phrases that are taken back ("I do not think the answer is C", "if the answer is C",
        "Incorrect answer: C").
     3. The one option that is called the correct one: "C is correct.", "Option C is the best answer because ...".
-    4. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or, in a text of one line,
-       a labelled option: "(C) its text", "C. its text".
+    4. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or a labelled option, "(C)
+       its text", "C. its text", in a text of one line; with `options`, also the very text of that option in the last
+       line, where no other line starts with the letter of another.
     Letters are capital; lower case counts only alone in a box or in brackets. The text of an option never decides for
     one; beside a letter it can contradict: `\boxed{C. <text of option A>}` is unparseable, and so are two
     letters in one box, in one phrase or in one line.
@@ -229,7 +238,11 @@ def _alone(text: str, options: Sequence[str]) -> _Stated | None:
     lone = _LONE.fullmatch(content)
     if lone and lone["letter"].isupper():
         return _Stated(lone["letter"], line, is_open=True)
-    if line == stripped and _LABELLED.fullmatch(content):
+    labelled = _LABELLED.fullmatch(content)
+    if labelled and line == stripped:
+        return _Stated(_labelled(content, options), line, is_open=True)
+    is_option = labelled and _words(labelled["text"]) in map(_words, options)
+    if is_option and {match["label"] for match in _OPTION_LINE.finditer(text)} == set(_OPTION_LINE.findall(line)):
         return _Stated(_labelled(content, options), line, is_open=True)
     return None
 

@@ -48,10 +48,8 @@ _REFUSED = re.compile(
     r"|/0+(?![.0-9])|\}\{0+\}"  # a division by zero: 3/(t/0(3)) was accepted for 9/t
 )
 _GOLD_READABLE = re.compile(r"[a-zA-Z0-9+\-*/^_{}()\[\]|.,!<>=:'&\\%~\u00b0 ]*")
-# It drops what is below its precision: \sqrt{2}+10^{-17} would be \sqrt{2}.
-_NEGLIGIBLE = re.compile(
-    r"0\^\{-[5-9]|[0-9]\^\{-[0-9]{2}|[03-9]\^\{(?:1[2-9]|[2-9][0-9])|[12]\^\{[4-9][0-9]|[0-9]\^\{[0-9]{3}|[0-9]{12}"
-)
+# Beyond the digits that a comparison looks at: \sqrt{2}+2^{-9999} would be \sqrt{2}.
+_NEGLIGIBLE = re.compile(r"[0-9e]\^\{-?[0-9]{3}|[0-9]{3}!")
 _WORDS = re.compile(r"\\text\{[^{}]*\}")
 _UNFINISHED = re.compile(
     r"[*/^_,=:].*|.*(?:[+\-*/^_,=:<>&]|\\(?:cdot|times|div|pm|mp|cup|cap|setminus|in|notin|le|ge|ne|equiv|approx|frac|sqrt))",

@@ -25,6 +25,8 @@ _NAME = re.compile(
 _UNSORTED = re.compile(r"\((?=.*y,x|.*z,[xy]|.*b,a|.*n,m|.*q,p)")
 _SIGN = re.compile(r"=|\\in(?![a-z])")
 _ELABORATED = re.compile(r"(?P<exact>[^=]+?)(?P<sign>=|\\approx)(?P<decimal>-?[0-9]+\.(?P<places>[0-9]+))")
+_LAST_SIGN = re.compile(r"(?:(?P<percent>\\%)|\^ ?\{? ?\\circ ?\}?|\u00b0|\\degree)[\s$.}]*\Z")
+_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|bold|vec|overrightarrow)(?![a-zA-Z])")
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]++)")
 
 
@@ -81,7 +83,7 @@ class MathVerifier:
         if form is None:
             return unparseable(box[1].raw)
         form, gold = _aligned(_without_decimal(form), gold)
-        word = "different" if _is_other_money(box[1].raw, form, answer, gold) else compare(form, gold)
+        word = "different" if _is_other_by_signs(box[1].raw, form, answer, gold) else compare(form, gold)
         if word == "unreadable":
             return unparseable(box[1].raw)
         if word == "undecided":
@@ -183,11 +185,24 @@ def _without_decimal(form: str) -> str:
     return match["exact"] if abs(exact - decimal) <= tolerance else form
 
 
-def _is_other_money(raw: str, form: str, raw_gold: str, gold: str) -> bool:
-    """Whether a dollar sign stands on one side and on the other a unit that is none of dollars."""
-    units = without_unit(form)[1], without_unit(gold, trusted_units(gold))[1]
-    signs = "\\$" in raw, "\\$" in raw_gold
-    return (signs[0] and units[1] not in ("", "dollar")) or (signs[1] and units[0] not in ("", "dollar"))
+def _is_other_by_signs(raw: str, form: str, raw_gold: str, gold: str) -> bool:
+    r"""Whether the two differ in what the normal form has no sign for.
+
+    Dollars, percent and degrees are signs that are dropped, but beside another unit they are another measure: 5\% is
+    not 5\text{ cm}, nor 90^\circ 90\text{ radians}. Bold letters may be vectors, whose products do not commute.
+    """
+    unit, gold_unit = without_unit(form)[1] or _sign(raw), without_unit(gold, trusted_units(gold))[1] or _sign(raw_gold)
+    if unit and gold_unit and unit != gold_unit:
+        return True
+    return "\\times" in gold and _BOLD.search(raw_gold) is not None and form != gold
+
+
+def _sign(raw: str) -> str:
+    """The unit of a dollar sign, or of a percent or degree sign at the end; "" for none."""
+    if "\\$" in raw:
+        return "dollar"
+    match = _LAST_SIGN.search(raw)
+    return ("percent" if match["percent"] else "degree") if match else ""
 
 
 def _names(form: str) -> set[str]:

