@@ -29,8 +29,9 @@ def differ_slightly(one: Any, other: Any) -> bool:
 
 def _values(side: Any, names: list[str]) -> Iterator[Any]:
     """The expressions in a set, a tuple, an interval, an equation or a matrix, or the one that it is, as numbers."""
-    from sympy import Expr, Float, MatrixBase, Rational
+    from sympy import Expr, Float, MatrixBase, MatrixExpr, Rational
 
+    side = side.doit() if isinstance(side, MatrixExpr) else side
     if not isinstance(side, Expr):
         for part in side.flat() if isinstance(side, MatrixBase) else side.args:
             yield from _values(part, names)

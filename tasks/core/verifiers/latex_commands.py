@@ -4,7 +4,7 @@ SIGNS = str.maketrans(
     {
         "\u2212": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "\\div ", "\u03c0": "\\pi ",
         "\u221e": "\\infty ", "\u00b0": "^\\circ ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ",
-        "\u00b1": "\\pm ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ",
+        "\u2205": "\\emptyset ", "\u00b1": "\\pm ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ",
         "\u00b2": "^{2}", "\u00b3": "^{3}", "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}",
         "\u00be": "\\frac{3}{4}",
     }
@@ -40,7 +40,8 @@ TRIGONOMETRIC = commands("sin cos tan cot sec csc")
 SYNONYMS = {
     "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\neq": "\\ne", "\\lt": "<",
     "\\gt": ">", "*": "\\cdot", "\\ast": "\\cdot", "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varnothing":
-    "\\emptyset", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\colon": ":",
+    "\\emptyset", "\\bar": "\\overline",
+    "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\colon": ":",
     "%": "\\%", "\\lbrack": "[", "\\rbrack": "]", "\\prime": "'", "\\Longrightarrow": "\\implies",
     "\\bigcup": "\\cup",
 }  # fmt: skip

@@ -25,8 +25,9 @@ _NAME = re.compile(
 _UNSORTED = re.compile(r"\((?=.*y,x|.*z,[xy]|.*b,a|.*n,m|.*q,p)")
 _SIGN = re.compile(r"=|\\in(?![a-z])")
 _ELABORATED = re.compile(r"(?P<exact>[^=]+?)(?P<sign>=|\\approx)(?P<decimal>-?[0-9]+\.(?P<places>[0-9]+))")
-_LAST_SIGN = re.compile(r"(?:(?P<percent>\\%)|\^ ?\{? ?\\circ ?\}?|\u00b0|\\degree)[\s$.}]*\Z")
-_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|bold|vec|overrightarrow)(?![a-zA-Z])")
+_LAST_SIGN = re.compile(r"(?:(?P<percent>\\%|percent)|degrees?|\^ ?\{? ?\\circ ?\}?|\u00b0|\\degree)[\s$.}]*\Z")
+_VECTOR = r"\\(?:mathbf|boldsymbol|bm|bold|vec|overrightarrow) ?(?:\{[A-Za-z]\}|[A-Za-z])(?:\^(?:\{[^{}]*\}|[0-9T]))?"
+_VECTOR_PRODUCT = re.compile(rf"{_VECTOR}\s*(?:\\times\s*)?{_VECTOR}")
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]++(?!\{)(?P<answer>[^$\n]++)")
 
 
@@ -45,7 +46,7 @@ class MathVerifier:
        A decimal behind the exact value only elaborates it: 12\pi \approx 37.7 is 12\pi.
     3. Another shape (shapes.py): wrong. A list where one value was asked for, or one value for a list; another number
        of items; (1,2) for [1,2], for \{1,2\} or for "1,2"; an inequality for an interval, since (0,1) may be a point.
-       \pm 2 counts as the list 2,-2.
+       \pm 2 counts as the list 2,-2; a matrix may have a factor before it.
     4. What an algebra system would take for equal and is not, or should not be given: wrong or unparseable (guards.py).
     5. All else is a Comparison, for an algebra system. No text of a completion is ever evaluated here.
 
@@ -108,6 +109,8 @@ def compare(answer: str, gold: str) -> Word:
     if answer == gold:
         return "equal"
     shape, gold_shape = shape_of(answer), shape_of(gold)
+    if sorted((shape.kind[:6], gold_shape.kind[:6])) == ["matrix", "value"]:  # \frac{1}{2}\begin{pmatrix}...
+        return guarded(answer, gold) if "pmatrix" in answer and "pmatrix" in gold else "different"
     if len(shape.items) != len(gold_shape.items):
         return "different"
     if shape.kind in UNORDERED and gold_shape.kind in UNORDERED:
@@ -189,12 +192,13 @@ def _is_other_by_signs(raw: str, form: str, raw_gold: str, gold: str) -> bool:
     r"""Whether the two differ in what the normal form has no sign for.
 
     Dollars, percent and degrees are signs that are dropped, but beside another unit they are another measure: 5\% is
-    not 5\text{ cm}, nor 90^\circ 90\text{ radians}. Bold letters may be vectors, whose products do not commute.
+    not 5\text{ cm}, nor 90^\circ 90\text{ radians}. Bold letters are
+    vectors or matrices, whose products do not commute.
     """
     unit, gold_unit = without_unit(form)[1] or _sign(raw), without_unit(gold, trusted_units(gold))[1] or _sign(raw_gold)
     if unit and gold_unit and unit != gold_unit:
         return True
-    return "\\times" in gold and _BOLD.search(raw_gold) is not None and form != gold
+    return form != gold and _VECTOR_PRODUCT.search(raw_gold) is not None
 
 
 def _sign(raw: str) -> str:

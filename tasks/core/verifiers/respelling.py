@@ -15,12 +15,14 @@ _ARRAY = re.compile(
 )
 _POWER_IN_TEXT = re.compile(r"(?P<words>\\text\{[^{}\\$]*)(?P<power>\^\{[23]\})\}")
 _TEXT = r"(?:\\(?:text|textrm|mathrm)\{)?"
-_CLOCK = r"\s*(?P<time>[0-9]{1,2}:[0-9]{2})(?:[~ ]|\\[ ,])*"
+_CLOCK = r"\s*(?P<hour>[0-9]{1,2})(?:\\!)?(?::|\\text\{:\})(?:\\!)?(?P<minute>[0-9]{2})(?:[~ ]|\\[ ,])*"
 _TIME = re.compile(rf"\s*{_TEXT}{_CLOCK}{_TEXT} ?(?P<half>[aApP])\.? ?[mM]\.?\}}{{0,2}}\.?\s*")
 _ORDINAL = re.compile(rf"\s*{_TEXT}(?P<number>[0-9]+)\^?\{{?{_TEXT}(?:st|nd|rd|th)\}}{{0,2}}\.?\s*")
 _BASES = dict(zip("two three four five six seven eight nine".split(), range(2, 10), strict=True))  # noqa: SIM905
+_IN_BASE = rf"(?:base ?)?({'|'.join(_BASES)}|[0-9]{{1,2}})"
 _BASE = re.compile(
-    r"_(?:\{\\(?:text|mathrm)\{ ?(W) ?\}\}|\{(W)\}|\\(?:text|mathrm)\{ ?(W) ?\})".replace("W", "|".join(_BASES))
+    rf"_(?:\{{\\(?:text|mathrm)\{{ ?{_IN_BASE} ?\}}\}}|\{{(?:\\text\{{ ?base ?\}} ?)?{_IN_BASE}\}}"
+    rf"|\\(?:text|mathrm)\{{ ?{_IN_BASE} ?\}})"
 )
 _ODD_ROOT = re.compile(r"\\sqrt\[(?P<degree>[3579])\]\{-(?P<number>[0-9]+)\}")
 _FACTOR = r"(?=~?(?:[a-zA-Z(]|\\(?:pi|sqrt)))"
@@ -45,10 +47,10 @@ def respelt(raw: str) -> str:
     text = _ROW_GAP.sub("", _PLAIN_ROOT.sub(r"\\sqrt{\1}", raw)).translate(SIGNS)
     time, ordinal = _TIME.fullmatch(text), _ORDINAL.fullmatch(text)
     if time:
-        return f"{time['time']}\\text{{ {time['half'].lower()}m}}"
+        return f"{time['hour']}:{time['minute']}\\text{{ {time['half'].lower()}m}}"
     if ordinal:
         return ordinal["number"]
-    text = _BASE.sub(lambda match: f"_{_BASES[match[match.lastindex or 0]]}", text)
+    text = _BASE.sub(_subscript, text)
     text = _NUMBER_IN_TEXT.sub(r"\g<number>\\text{\g<words>}", _POWER_IN_TEXT.sub(r"\g<words>}\g<power>", text))
     text = _ARRAY.sub(lambda match: f"\\begin{{pmatrix}}{match[2]}\\end{{pmatrix}}", text)
     return _SEPARATOR_WORD.sub(",", with_text_units(text))
@@ -69,6 +71,11 @@ def with_fractions(form: str) -> str:
     form = _ODD_ROOT.sub(r"(-\\sqrt[\g<degree>]{\g<number>})", form)
     form = _DIVISION.sub(r"\\cdot\\frac{1}{\g<under>}", form)
     return _MIXED.sub(_improper, _PRODUCT.sub(lambda match: "\\cdot", form))
+
+
+def _subscript(match: re.Match[str]) -> str:
+    base = match[match.lastindex or 0]
+    return f"_{{{_BASES.get(base, base)}}}"
 
 
 def _improper(match: re.Match[str]) -> str:
