@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("experiment", help="a name in deployments/experiments, or a .toml file")
     evaluate = add("evaluate", commands.evaluate, "score a policy on benchmarks", working, hub)
     evaluate.add_argument(
-        "policy", help="a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id)"
+        "policy",
+        help="a policy id, RUN@STEP, RUN@latest, a Hugging Face checkpoint (folder or Hub id) or builtin/tiny-qwen3",
     )
     evaluate.add_argument(
         "--benchmarks", default="", help="names, separated by commas, or all (default: those of its run)"

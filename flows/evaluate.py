@@ -26,7 +26,7 @@ def evaluate(
     """Score a policy.
 
     Args:
-        policy: a policy id, RUN@STEP, RUN@latest, or a Hugging Face checkpoint (folder or Hub id).
+        policy: a policy id, RUN@STEP, RUN@latest, a Hugging Face checkpoint (folder or Hub id), or builtin/tiny-qwen3.
         benchmarks: names in the registry, or all: every one that comes from the Hub; none: those of the policy's run.
         settings: keys that differ from the run's experiment.
         data_root: folder that holds artifacts, log and tables.

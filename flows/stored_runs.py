@@ -16,6 +16,7 @@ from tasks.config import Experiment
 from tasks.datasets import available_benchmarks, get_dataset
 from tasks.experiment import apply_overrides, parse_experiment
 from tasks.place import Take
+from tasks.policy import BUILTIN
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -46,7 +47,7 @@ def stored_run(connection: "DuckDBPyConnection", name: str) -> str:
 
 
 def find_policy(data_root: Path, policy: str) -> StoredPolicy:
-    """The policy named by an id (or its beginning), RUN@STEP, RUN@latest, or a checkpoint's folder or Hub id."""
+    """The policy named by an id (or its beginning), RUN@STEP or RUN@latest; a checkpoint by its folder or Hub id."""
     if Path(policy).is_dir():
         return _checkpoint(policy)
     with_step = re.fullmatch(r"(?P<run>[^/]+)@(?P<step>\d+|latest)", policy)
@@ -94,10 +95,14 @@ def _checkpoint(policy: str) -> StoredPolicy:
     """A checkpoint becomes a run of its own, named after its folder and the digest of its files."""
     from tasks.engines.hub import find_checkpoint
 
+    if policy == BUILTIN:
+        return StoredPolicy(
+            parse_experiment({"run": f"evaluate-{Path(policy).name}", "policy": policy, "steps": 0}), step=0
+        )
     if "/" not in policy and not Path(policy).is_dir():
         raise ValueError(
             f"policy: {policy!r} is no policy: expected a policy id (6 digits or more), RUN@STEP such as "
-            "quickstart@40, RUN@latest, a checkpoint's folder or a Hub id (OWNER/NAME)"
+            f"quickstart@40, RUN@latest, a checkpoint's folder, a Hub id (OWNER/NAME) or {BUILTIN}"
         )
     _, digest = find_checkpoint(policy)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(policy).name).lstrip(".") or "checkpoint"

@@ -28,7 +28,10 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
     if hub_root is not None:
         where = str(_mirror(hub_id, hub_root))
         source: dict[str, Any] = {"path": where}
-        remedy = "Mirror that configuration and split too, or leave hub_root out to load from the Hub"
+        remedy = (
+            "Mirror that configuration and split too, and the dataset's README.md, which may say where they are, or "
+            "leave hub_root out to load from the Hub"
+        )
     else:
         where = f"the Hub ({hub_id} at {revision[:12]})"
         source = {"path": hub_id, "revision": revision}
@@ -124,6 +127,6 @@ def _download(policy: str) -> Path:
     except Exception as error:
         raise NotFound(
             f"policy: no folder {policy!r} here, and the Hub did not give {hub_id} ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}). Offline, download the checkpoint elsewhere and name its folder: "
-            "--set policy=FOLDER"
+            f"{str(error).partition(chr(10))[0]}). Offline, download the checkpoint elsewhere and give its "
+            "folder in place of the id"
         ) from None

@@ -108,6 +108,14 @@ def test_the_experiment_sets_k_and_temperature_for_all_and_the_limit_the_prompts
     assert rows == [("arithmetic", 2, 5, 0.7), ("sums", 2, 5, 0.7)]
 
 
+def test_the_built_in_policy_is_scored_untrained(tempo, tmp_path):
+    """It needs no folder and no Hub: the floor that any trained policy is compared with."""
+    arguments = ["--benchmarks", "arithmetic", "--limit", "4", "--no-server", "--data-root", tmp_path / "data"]
+    code, _, err = tempo("evaluate", "builtin/tiny-qwen3", *arguments)
+    assert code == 0, err
+    assert ask(tmp_path, "SELECT DISTINCT run, step, n FROM scores") == [("evaluate-tiny-qwen3", 0, 4)]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("the engine is gone"), ValueError("bad rows")])
 def test_stopped_between_two_benchmarks_the_same_command_does_what_is_missing_and_nothing_else(
     evaluate, tmp_path, monkeypatch, error

@@ -117,7 +117,7 @@ def test_an_unreachable_hub_is_said_with_the_remedy() -> None:
         NotFound, match=r"from the Hub \(openai/gsm8k at 740312add88f\).*--hub-root FOLDER, .*--set hub_root=FOLDER"
     ):
         gsm8k("train", None).examples()
-    with pytest.raises(NotFound, match=r"the Hub did not give nobody/nothing .*--set policy=FOLDER"):
+    with pytest.raises(NotFound, match=r"the Hub did not give nobody/nothing .*give its folder in place of the id"):
         find_checkpoint("nobody/nothing@abc123")
 
 
