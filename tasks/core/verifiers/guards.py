@@ -34,6 +34,7 @@ _STRUCTURE = {"<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "[":
 _DEGREE_OF_ROOT = re.compile(r"(?<=\\sqrt)\[[^\[\]]*\]")  # its brackets are no interval's: 2^{1/3} has none
 _SUBSCRIPTED_NUMBER = re.compile(r"[0-9)}]_\{")
 _CAPITALS = re.compile(r"[A-Z]{3,}")  # a ranking or a code word: CAB is no product, and not ABC
+_ROMAN = re.compile(r"\(?v?i{2,3}\)?")  # (ii), which would be -1
 _VALUE_AT = re.compile(r"[a-zA-Z]\(-?[0-9.]+\)=")  # f(1)=3, which it takes for f(0)=3
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
@@ -85,7 +86,7 @@ def guarded(answer: str, gold: str) -> Word:
         return "unreadable"
     if "\\text" in (*tokens, *gold_tokens) or not _READABLE.fullmatch(gold) or not commands <= _KNOWN:
         return "different"
-    if _CAPITALS.fullmatch(answer) and _CAPITALS.fullmatch(gold):
+    if (_CAPITALS.fullmatch(answer) and _CAPITALS.fullmatch(gold)) or _ROMAN.fullmatch(gold):
         return "different"
     if _VALUE_AT.search(answer) or _VALUE_AT.search(gold) or "\\ne" in (*tokens, *gold_tokens):
         return "different"

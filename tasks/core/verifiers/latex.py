@@ -33,7 +33,7 @@ _SEPARATORS = re.compile(r"[,;][,;~]*")
 _THIN_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:\\,[0-9]{3})+(?![0-9])")
 _SURE_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:,\\![0-9]{3})+(?![0-9])")
 _COMMA_THOUSANDS = re.compile(r"(?<![0-9.,~])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,~])")
-_BARE_POINT = re.compile(r"(?<![0-9])\.(?=[0-9])")
+_BARE_POINT = re.compile(r"(?<![0-9])\.(?=[0-9]|\\overline)")
 _EMPTY_SET = re.compile(r"\\\{\\\}")
 
 

@@ -25,6 +25,7 @@ _BASE = re.compile(
     rf"|\\(?:text|mathrm)\{{ ?{_IN_BASE} ?\}})"
 )
 _ODD_ROOT = re.compile(r"\\sqrt\[(?P<degree>[3579])\]\{-(?P<number>[0-9]+)\}")
+_DOTTED = re.compile(r"(?<=\.)(?P<before>[0-9]*)\\dot\{(?P<cycle>[0-9])\}(?![0-9\\])")
 _FACTOR = r"(?=~?(?:[a-zA-Z(]|\\(?:pi|sqrt)))"
 _FRACTION = re.compile(rf"(?<![0-9.}})\]a-zA-Z/])(?P<over>[0-9]+)/(?P<under>[1-9][0-9]*){_FACTOR}")
 _DIVISION = re.compile(rf"/(?P<under>[1-9][0-9]*){_FACTOR}")
@@ -62,12 +63,13 @@ def with_fractions(form: str) -> str:
     A division by a number ends at the number, from left to right: 4/3\pi is \frac{4}{3}\pi (math-verify divides by
     3\pi). A mixed number before something else is one fraction: 2\frac{1}{2}\pi is no product of three. A number before
     a fraction in brackets is a factor, and so is one before an improper fraction: 3(\frac{1}{2}) is no mixed number.
-    An odd root of a negative number is the real one.
+    An odd root of a negative number is the real one. A dot over the last digit is a line over it.
 
     >>> [with_fractions(form) for form in ["4/3\\pi", r"\sqrt{3}/2i", r"2\frac{1}{2}\pi", r"2\frac{1}{2}", "1/x"]]
     ['\\frac{4}{3}\\pi', '\\sqrt{3}\\cdot\\frac{1}{2}i', '\\frac{5}{2}\\pi', '2\\frac{1}{2}', '1/x']
     """
     form = _FRACTION.sub(r"\\frac{\g<over>}{\g<under>}", form)
+    form = _DOTTED.sub(r"\g<before>\\overline{\g<cycle>}", form)
     form = _ODD_ROOT.sub(r"(-\\sqrt[\g<degree>]{\g<number>})", form)
     form = _DIVISION.sub(r"\\cdot\\frac{1}{\g<under>}", form)
     return _MIXED.sub(_improper, _PRODUCT.sub(lambda match: "\\cdot", form))
