@@ -53,8 +53,8 @@ class PromptsConfig:
     thinking: Literal["default", "on", "off"] = "default"
     """The chat template's switch `enable_thinking` (Qwen3): left alone, on or off."""
     few_shot: Count = 0
-    """Solved examples before every prompt, the same ones for all, drawn by a seed of their own from a training split
-    that the registry names; never the prompt's own row."""
+    """Solved examples before every prompt, the same ones for all (in MMLU, for all of a subject), drawn by a seed of
+    their own from a split that the registry names; never the prompt's own row."""
     limit: Positive | None = None
     """Use only this many rows, drawn without replacement by the dataset's own seed; absent: all."""
 

@@ -197,9 +197,10 @@ def _few_shot(experiment: Experiment, dataset: Dataset) -> DatasetSource:
     if dataset.few_shot is None:
         raise no_solved_examples(dataset.name, experiment.prompts.few_shot)
     solved = DATASETS[dataset.few_shot]
-    assert solved.train_split is not None
+    split = dataset.few_shot_split or solved.train_split
+    assert split is not None
     try:
-        return _source(experiment, solved, solved.train_split, None)
+        return _source(experiment, solved, split, None)
     except ValueError as error:
         raise ValueError(f"prompts.few_shot: {error}; or ask without solved examples: prompts.few_shot=0") from None
 

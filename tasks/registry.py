@@ -51,7 +51,9 @@ class Dataset:
     temperature: float = 1.0
     """Sampling temperature of a sampled score."""
     few_shot: str | None = None
-    """The dataset whose training split gives solved examples; None: there are none."""
+    """The dataset whose rows are solved examples; None: there are none."""
+    few_shot_split: str | None = None
+    """The split of these rows; None: the training split."""
 
 
 _MATH_COLUMNS = {"problem": "string", "solution": "string"}
@@ -141,6 +143,7 @@ _ENTRIES = (
         },
         example=rows.medqa,
         suffix=CHOICE_SUFFIX,
+        few_shot="medqa",
     ),
     Dataset(
         name="medmcqa",
@@ -154,6 +157,7 @@ _ENTRIES = (
         example=rows.medmcqa,
         check=rows.counts_from_zero,
         suffix=CHOICE_SUFFIX,
+        few_shot="medqa",  # its own training split has 182,822 rows
     ),
     Dataset(
         name="mmlu_medical",
@@ -161,11 +165,14 @@ _ENTRIES = (
         hub_id="cais/mmlu",
         configs=tuple(_MEDICAL),
         revision="c30699e8356da336a370243923dbaf21066bb9fe",
-        num_rows={f"{subject}/test": count for subject, count in _MEDICAL.items()},
+        num_rows={f"{subject}/test": count for subject, count in _MEDICAL.items()}
+        | {f"{subject}/dev": 5 for subject in _MEDICAL},
         columns={"question": "string", "subject": "string", "choices": "list<string>", "answer": "int64"},
         example=rows.mmlu,
         subject_is_config=True,
         suffix=CHOICE_SUFFIX,
+        few_shot="mmlu_medical",
+        few_shot_split="dev",
     ),
 )
 

@@ -12,6 +12,7 @@ from tasks.rows import LETTERS, Example
 
 PLAIN = "plain"
 """The template of a tokenizer without one."""
+_BOX = "\\boxed{"
 _SURE_CHARACTERS = 20
 """So much of an instruction is no coincidence."""
 
@@ -63,8 +64,9 @@ def own_answer(completion: str, dataset: Dataset, prompt: Mapping[str, Any]) -> 
 
     After solved examples in plain text a base model goes on to ask a next question as these were asked, with the
     dataset's instruction: its answer ends before the line in which that comes again, or before the instruction itself
-    where an answer stands on that line. The instruction alone, or after the prompt's own question, is an echo: the
-    answer comes after it. An instruction that the length limit cut counts from 20 characters on.
+    where an answer stands on that line; in a multiple choice, before the question and the options above. The
+    instruction alone, or after the prompt's own question, is an echo: the answer comes after it. An instruction that
+    the length limit cut counts from 20 characters on.
 
     >>> shown = "1+1? Box it.\n\\boxed{2}\n\n2+2? Box it.\n"
     >>> prompt = {"template": "plain", "prompt_text": shown, "question": "2+2?"}
@@ -78,14 +80,30 @@ def own_answer(completion: str, dataset: Dataset, prompt: Mapping[str, Any]) -> 
     lines, has_own = _completed(after_thoughts(completion), instruction).split("\n"), False
     for number, line in enumerate(lines):
         before, again, _ = line.partition(instruction)
-        if again and ("\\boxed{" in before or MARK in before):
-            return "\n".join([*lines[:number], before])
-        if again and prompt["question"] and prompt["question"].splitlines()[-1] in before:
-            continue
-        if again and has_own:
-            return "\n".join(lines[:number]).rstrip()
+        if again:
+            said = "\n".join(lines[:number]).rstrip()
+            if _BOX in before or MARK in before:
+                return f"{said}\n{before}"
+            if _BOX not in said and MARK not in said and _ends_in_question(said, before, prompt):
+                has_own = False
+                continue
+            if has_own:
+                return _before_question(said)
         has_own = has_own or bool(line.replace(instruction, "").strip())
     return completion
+
+
+def _ends_in_question(said: str, line: str, prompt: Mapping[str, Any]) -> bool:
+    """Whether the prompt's own question stands on the line, or its options end what was said before."""
+    if prompt.get("options"):
+        return said.endswith(f". {prompt['options'][-1]}")
+    return bool(prompt["question"]) and prompt["question"].splitlines()[-1] in line
+
+
+def _before_question(text: str) -> str:
+    """The text without the question and the options of a multiple choice at its end."""
+    before, options, _ = text.rpartition("\n\nA. ")
+    return before.rpartition("\n\n")[0] or before if options else text
 
 
 def _completed(text: str, instruction: str) -> str:

@@ -273,10 +273,11 @@ def test_revisions_are_commits_and_every_split_that_is_used_has_a_number_of_rows
     for dataset in DATASETS.values():
         if dataset.hub_id:
             assert re.fullmatch("[0-9a-f]{40}", dataset.revision)
-            splits = {dataset.eval_split, dataset.train_split} - {None}
+            splits = {dataset.eval_split, dataset.train_split, dataset.few_shot_split} - {None}
             parts = {f"{config}/{split}" for config in dataset.configs for split in splits} or splits
             assert set(dataset.num_rows) == parts
-            assert dataset.few_shot is None or DATASETS[dataset.few_shot].train_split
+            assert dataset.few_shot
+            assert dataset.few_shot_split or DATASETS[dataset.few_shot].train_split
 
 
 def test_every_verifier_of_the_registry_exists() -> None:
@@ -344,10 +345,24 @@ def test_solved_examples_come_from_the_training_split_that_the_registry_names(tm
     assert changed != source  # by the revision of the examples
 
 
+def test_solved_choices_are_medqa_s_and_for_mmlu_those_of_its_split_for_them(tmp_path: Path) -> None:
+    for name in ("medqa", "medmcqa", "mmlu_medical"):
+        experiment = mirror(tmp_path, name)
+    sources = {
+        name: dataset_source(few_shot(experiment), name, is_benchmark=True).few_shot
+        for name in ("medqa", "medmcqa", "mmlu_medical")
+    }
+    assert {name: (source.dataset, source.split) for name, source in sources.items() if source} == {
+        "medqa": ("medqa", "train"),
+        "medmcqa": ("medqa", "train"),
+        "mmlu_medical": ("mmlu_medical", "dev"),
+    }
+
+
 def test_sets_without_solved_examples_and_mirrors_without_them_say_what_to_do(tmp_path: Path) -> None:
     mirror(tmp_path, "math500")
     experiment = few_shot(mirror(tmp_path, "medqa"))
-    with pytest.raises(ValueError, match=r"prompts.few_shot: expected 0 for medqa.*gsm8k, math, math500.*got 1"):
-        dataset_source(experiment, "medqa", is_benchmark=True)
+    with pytest.raises(ValueError, match=r"prompts.few_shot: expected 0 for arithmetic.*gsm8k, math, math500.*got 1"):
+        dataset_source(experiment, "arithmetic", is_benchmark=True)
     with pytest.raises(ValueError, match=r"prompts.few_shot: hub_root: .*MATH-lighteval.*or ask without.*few_shot=0"):
         dataset_source(experiment, "math500", is_benchmark=True)

@@ -1,6 +1,7 @@
 """The text of a prompt: options, instruction, chat template and its switches, system message, solved examples."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from tasks.engines import policy as engine
 from tasks.engines.hub import NotFound
 from tasks.policy import first_policy, policy_source
 from tasks.prompts import prompts
-from tasks.registry import CHOICE_SUFFIX, MATHS_SUFFIX
+from tasks.registry import CHOICE_SUFFIX, DATASETS, MATHS_SUFFIX
 from tasks.stage import Context, Summary, stage
+from tasks.templates import own_answer
 
 Loop = Any  # the class of conftest.py, which a test module cannot import
 Row = dict[str, Any]
@@ -40,7 +42,7 @@ MEDQA = {
 
 @pytest.fixture
 def hub_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A mirror of GSM8K (4 training and 2 test rows) and of MedQA's test split (1 row)."""
+    """A mirror of GSM8K (4 training and 2 test rows), MedQA (2 and 1) and MMLU's six subjects (3 of dev and 1 each)."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "hub"
     for name in ("openai/gsm8k/main", "GBaker/MedQA-USMLE-4-options"):
@@ -50,8 +52,30 @@ def hub_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / f"openai/gsm8k/main/{split}.jsonl").write_text("\n".join(rows))
     files = "".join(f"  - split: {split}\n    path: main/{split}.jsonl\n" for split in ("train", "test"))
     (root / "openai/gsm8k/README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{files}---\n")
-    (root / "GBaker/MedQA-USMLE-4-options/test.jsonl").write_text(json.dumps(MEDQA))
+    solved = [MEDQA | {"question": f"What heals {n}?", "answer": "Tea", "answer_idx": "D"} for n in range(2)]
+    for split, rows in {"train": solved, "test": [MEDQA]}.items():
+        text = "\n".join(map(json.dumps, rows))
+        (root / f"GBaker/MedQA-USMLE-4-options/{split}.jsonl").write_text(text)
+    _mirror_mmlu(root / "cais/mmlu")
     return root
+
+
+def _mirror_mmlu(folder: Path) -> None:
+    configs = DATASETS["mmlu_medical"].configs
+    for subject in configs:
+        (folder / subject).mkdir(parents=True)
+        for split, count in {"dev": 3, "test": 1}.items():
+            rows = [
+                {"question": f"{subject} {split} {n}?", "subject": subject, "choices": list("wxyz"), "answer": n}
+                for n in range(count)
+            ]
+            (folder / subject / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = "".join(
+        f"- config_name: {subject}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {subject}/{split}.jsonl\n" for split in ("dev", "test"))
+        for subject in configs
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
 
 
 @pytest.fixture
@@ -147,6 +171,29 @@ def test_solved_examples_stand_above_plain_text(ask: Callable[..., list[Row]]) -
     assert text == f"Be brief.\n\n{solved}How many in box 10? {MATHS_SUFFIX}\n"
 
 
+def test_a_solved_choice_is_its_letter_in_the_box_that_the_instruction_asks_for(ask: Callable[..., list[Row]]) -> None:
+    (row,) = ask("medqa", None, few_shot=2)
+    options = "A. Salt\nB. Rest\nC. Sun\nD. Tea"
+    *shown, last = row["prompt_text"].split(f"\n\n{options}\n\n{CHOICE_SUFFIX}\n")
+    assert last == ""
+    solved = "\\boxed{D}\n\n"
+    assert [re.sub(r"\d", "N", text) for text in shown] == [
+        "What heals N?", f"{solved}What heals N?", f"{solved}What helps?"
+    ]  # fmt: skip
+
+
+def test_solved_examples_of_mmlu_are_of_the_prompt_s_own_subject(ask: Callable[..., list[Row]]) -> None:
+    rows = ask("mmlu_medical", None, few_shot=3)
+    assert len(rows) == 6
+    for row in rows:
+        questions = [line for line in row["prompt_text"].splitlines() if line.endswith("?")]
+        assert sorted(questions[:3]) == [f"{row['subject']} dev {n}?" for n in range(3)]
+        assert questions[3:] == [f"{row['subject']} test 0?"]
+    expected = r"expected at most the 3 rows of mmlu_medical, split dev about anatomy, got 4"
+    with pytest.raises(ValueError, match=rf"prompts\.few_shot: {expected}"):
+        ask("mmlu_medical", None, few_shot=4)
+
+
 NEXT = f"How many in box 7? {MATHS_SUFFIX}\nThere are 9.\n\\boxed{{9}}"
 OWN = "There are 2.\n\n\\boxed{2}"
 ECHO = f"How many in box 10? {MATHS_SUFFIX}"
@@ -164,6 +211,8 @@ VERDICTS = {
     f"<think>{NEXT}</think>{OWN}": "correct",
 }
 """What completions of GSM8K's prompts are worth that go on to a question after the one they were asked."""
+CHOICES = f"\n\nA. Salt\nB. Rest\nC. Sun\nD. Tea\n\n{CHOICE_SUFFIX}\n"
+OTHERS = CHOICES.replace("Tea", "Wine")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +241,24 @@ def test_a_base_model_that_asks_itself_the_next_question_is_judged_by_its_own_an
     loop("rollouts", written, rollouts=loop.part("sampled", "rollouts"))
     loop.judge("verdicts", "rollouts", "gsm8k", asked="asked")
     assert [row["status"] for row in loop.rows("verdicts", "verdicts")] == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "own"),
+    [
+        (f"\\boxed{{B}}\n\nWhat harms?{OTHERS}\\boxed{{D}}", "\\boxed{B}"),
+        (f"Rest does.\n\nB. Rest\n\nWhat harms?{OTHERS}The answer is A.", "Rest does.\n\nB. Rest"),
+        (f"What helps?{CHOICES}\\boxed{{B}}\n\nWhat harms?{OTHERS}", f"What helps?{CHOICES}\\boxed{{B}}"),
+        (f"\\boxed{{B}}\n\nWhat helps?{CHOICES}\\boxed{{D}}", "\\boxed{B}"),  # asked once more, and not believed
+        (f"{CHOICE_SUFFIX}\n\\boxed{{B}}", f"{CHOICE_SUFFIX}\n\\boxed{{B}}"),
+        ("\\boxed{B}\n\nWhat harms?", "\\boxed{B}\n\nWhat harms?"),
+    ],
+)
+def test_a_choice_is_read_up_to_the_next_question_and_its_options(completion: str, own: str) -> None:
+    shown = f"What heals?{OTHERS}\\boxed{{D}}\n\nWhat helps?{CHOICES}"
+    options = ["Salt", "Rest", "Sun", "Tea"]
+    prompt = {"template": "plain", "prompt_text": shown, "question": "What helps?", "options": options}
+    assert own_answer(completion, DATASETS["medqa"], prompt) == own
 
 
 def test_a_training_prompt_is_never_shown_its_own_solution(ask: Callable[..., list[Row]]) -> None:
