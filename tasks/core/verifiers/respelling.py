@@ -15,8 +15,12 @@ _ARRAY = re.compile(
 )
 _POWER_IN_TEXT = re.compile(r"(?P<words>\\text\{[^{}\\$]*)(?P<power>\^\{[23]\})\}")
 _TEXT = r"(?:\\(?:text|textrm|mathrm)\{)?"
-_CLOCK = r"\s*(?P<hour>[0-9]{1,2})(?:\\!)?(?::|\\text\{:\})(?:\\!)?(?P<minute>[0-9]{2})(?:[~ ]|\\[ ,])*"
-_TIME = re.compile(rf"\s*{_TEXT}{_CLOCK}{_TEXT} ?(?P<half>[aApP])\.? ?[mM]\.?\}}{{0,2}}\.?\s*")
+_GAP = r"(?:[~ ]|\\[ ,])*"
+_MINUTE = r"(?:\\!)?(?::|\\text\{:\})(?:\\!)?(?P<minute>[0-9]{2})"
+_TIME = re.compile(  # 5 am may be a product, 5\text{ am} is none
+    rf"\s*{_TEXT}\s*(?P<hour>[0-9]{{1,2}})(?:{_MINUTE}{_GAP}{_TEXT}|{_GAP}\\(?:text|textrm|mathrm)\{{)"
+    r" ?(?P<half>[aApP])\.? ?[mM]\.?\}{0,2}\.?\s*"
+)
 _ORDINAL = re.compile(rf"\s*{_TEXT}(?P<number>[0-9]+)\^?\{{?{_TEXT}(?:st|nd|rd|th)\}}{{0,2}}\.?\s*")
 _BASES = dict(zip("two three four five six seven eight nine".split(), range(2, 10), strict=True))  # noqa: SIM905
 _IN_BASE = rf"(?:base ?)?({'|'.join(_BASES)}|[0-9]{{1,2}})"
@@ -48,7 +52,8 @@ def respelt(raw: str) -> str:
     text = _ROW_GAP.sub("", _PLAIN_ROOT.sub(r"\\sqrt{\1}", raw)).translate(SIGNS)
     time, ordinal = _TIME.fullmatch(text), _ORDINAL.fullmatch(text)
     if time:
-        return f"{time['hour']}:{time['minute']}\\text{{ {time['half'].lower()}m}}"
+        minute = f":{time['minute']}" if time["minute"] else ""
+        return f"{time['hour']}{minute}\\text{{ {time['half'].lower()}m}}"
     if ordinal:
         return ordinal["number"]
     text = _BASE.sub(_subscript, text)

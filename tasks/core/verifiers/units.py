@@ -39,7 +39,7 @@ _KNOWN = _COUNTED | _QUALIFIERS | frozenset(_SPELLINGS)
 _NEVER = re.compile(
     r"(?:.*ths?|halves|half|thirds?|quarters?|.*illions?|thousands?|hundreds?|dozens?|squared|cubed|factorial|base|root"
     r"|point|repeating|not|no|isnt|is|if|for|when|where|with|wrong|incorrect|false|maybe|except|mod|only|unless|plus"
-    r"|minus|times|over|divided|to|than|below|least|most|about|approximately|roughly|off|negative|in)"
+    r"|minus|times|over|divided|to|than|below|least|most|about|approximately|roughly|off|negative|in|am|pm)"
 )
 _DIMENSIONLESS = frozenset(["degree", "percent", "unit", *_COUNTED])
 _PLAIN_UNIT = re.compile(
