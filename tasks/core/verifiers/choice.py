@@ -114,8 +114,8 @@ class ChoiceVerifier:
        "Incorrect answer: C").
     3. The one option that is called the correct one: "C is correct.", "Option C is the best answer because ...".
     4. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or a labelled option, "(C)
-       its text", "C. its text", in a text of one line; with `options`, also the very text of that option in the last
-       line, where no other line starts with the letter of another.
+       its text", "C. its text", in a text of one line; with `options`, also the very text of that option as the
+       last paragraph, where no other line starts with the letter of another.
     Letters are capital; lower case counts only alone in a box or in brackets. The text of an option never decides for
     one; beside a letter it can contradict: `\boxed{C. <text of option A>}` is unparseable, and so are two
     letters in one box, in one phrase or in one line.
@@ -239,9 +239,10 @@ def _alone(text: str, options: Sequence[str]) -> _Stated | None:
     if lone and lone["letter"].isupper():
         return _Stated(lone["letter"], line, is_open=True)
     labelled = _LABELLED.fullmatch(content)
-    if labelled and line == stripped:
-        return _Stated(_labelled(content, options), line, is_open=True)
-    is_option = labelled and _words(labelled["text"]) in map(_words, options)
+    if line == stripped:
+        return _Stated(_labelled(content, options), line, is_open=True) if labelled else None
+    is_alone = not stripped.rsplit("\n", 2)[-2].strip()  # and not the end of a list
+    is_option = labelled and is_alone and _words(labelled["text"]) in map(_words, options)
     if is_option and {match["label"] for match in _OPTION_LINE.finditer(text)} == set(_OPTION_LINE.findall(line)):
         return _Stated(_labelled(content, options), line, is_open=True)
     return None
