@@ -192,8 +192,8 @@ def _is_other_by_signs(raw: str, form: str, raw_gold: str, gold: str) -> bool:
     r"""Whether the two differ in what the normal form has no sign for.
 
     Dollars, percent and degrees are signs that are dropped, but beside another unit they are another measure: 5\% is
-    not 5\text{ cm}, nor 90^\circ 90\text{ radians}. Bold letters are
-    vectors or matrices, whose products do not commute.
+    not 5\text{ cm}, nor 90^\circ 90\text{ radians}. Bold letters are vectors or matrices, whose products do not
+    commute.
     """
     unit, gold_unit = without_unit(form)[1] or _sign(raw), without_unit(gold, trusted_units(gold))[1] or _sign(raw_gold)
     if unit and gold_unit and unit != gold_unit:
