@@ -19,7 +19,7 @@ Word = Literal["equal", "different", "unreadable", "undecided"]
 _READABLE = re.compile(r"[a-zA-Z0-9+\-*/^_{}()\[\]|.,!<>=:'&\\ ]*")
 _KNOWN = FUNCTIONS | commands(
     "frac sqrt binom cdot times div pm mp infty cup cap setminus in notin le ge ne equiv approx emptyset ldots langle "
-    "rangle lfloor rfloor lceil rceil mid mathbb begin{pmatrix} end{pmatrix} { } \\ alpha beta gamma delta epsilon "
+    "rangle lfloor rfloor lceil rceil mathbb begin{pmatrix} end{pmatrix} { } \\ alpha beta gamma delta epsilon "
     "varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi varphi chi psi omega "
     "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
 )
@@ -28,7 +28,7 @@ _STRUCTURE = {"<": "strict", ">": "strict", "\\le": "weak", "\\ge": "weak", "[":
     token: token
     for token in [
         *("=", ":", ",", "&", "'"),
-        *commands("ne in notin equiv approx pm mp cup cap setminus ldots mid emptyset mathbb begin{pmatrix} { \\"),
+        *commands("ne in notin equiv approx pm mp cup cap setminus ldots emptyset mathbb begin{pmatrix} { \\"),
     ]
 }
 _DEGREE_OF_ROOT = re.compile(r"(?<=\\sqrt)\[[^\[\]]*\]")  # its brackets are no interval's: 2^{1/3} has none
@@ -69,9 +69,10 @@ def guarded(answer: str, gold: str) -> Word:
     Unreadable: signs beyond ASCII or of no meaning in mathematics, two numbers beside each other, a command that
     neither the gold answer nor mathematics here knows, a number that would be costly to work out, or is very large or
     small where the gold answer has no such number, a division by zero, an index of a function that has none.
-    Different: words, values of functions at numbers and \ne, which are compared as text; other letters, case included
-    (`e` and `i` may be constants); subscripts of numbers, which are bases; other relations, brackets, primes, dots or
-    plus-minus signs; a decimal number where the gold answer is none, for it can only be an approximation.
+    Different: words, values of functions at numbers, \ne and a bar that is not closed, as in P(A|B), which are compared
+    as text; other letters, case included (`e` and `i` may be constants); subscripts of numbers, which are bases; other
+    relations, brackets, primes, dots or plus-minus signs; a decimal number where the gold answer is none, for it can
+    only be an approximation.
 
     >>> [guarded(answer, "3r^{2}") for answer in ["3R^{2}", "3rr", "3r^{2}'", "3r^{99999}"]]
     ['different', 'undecided', 'different', 'unreadable']
@@ -87,6 +88,8 @@ def guarded(answer: str, gold: str) -> Word:
     if "\\text" in (*tokens, *gold_tokens) or not _READABLE.fullmatch(gold) or not commands <= _KNOWN:
         return "different"
     if (_CAPITALS.fullmatch(answer) and _CAPITALS.fullmatch(gold)) or _ROMAN.fullmatch(gold):
+        return "different"
+    if gold.count("|") % 2 or answer.count("|") % 2:
         return "different"
     if _VALUE_AT.search(answer) or _VALUE_AT.search(gold) or "\\ne" in (*tokens, *gold_tokens):
         return "different"

@@ -41,7 +41,7 @@ SYNONYMS = {
     "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\neq": "\\ne", "\\lt": "<",
     "\\gt": ">", "*": "\\cdot", "\\ast": "\\cdot", "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varnothing":
     "\\emptyset", "\\bar": "\\overline",
-    "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\colon": ":",
+    "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\mid": "|", "\\colon": ":",
     "%": "\\%", "\\lbrack": "[", "\\rbrack": "]", "\\prime": "'", "\\Longrightarrow": "\\implies",
     "\\bigcup": "\\cup",
 }  # fmt: skip
