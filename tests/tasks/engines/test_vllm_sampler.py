@@ -29,6 +29,8 @@ pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 
 Tokens = NDArray[np.int32]
 CONTEXT, MAX_TOKENS, NUM_SAMPLES = 128, 16, 4
+MANY = 900
+"""Prompts of a generation that takes some six seconds: on a busy machine the test is told late how far it has come."""
 
 
 def random_policy(seed: int) -> Policy:
@@ -337,8 +339,8 @@ def test_a_run_that_is_told_to_stop_does_not_wait_for_the_generation(
 def test_an_engine_that_is_killed_is_started_once_and_gives_the_same_bytes(
     sampler: VllmSampler, checkpoint: Callable[[Policy], Path], notes: list[str]
 ) -> None:
-    policy, prompts = random_policy(0), some_prompts(*[20] * 300)
-    seeds_R = np.arange(300 * NUM_SAMPLES)
+    policy, prompts = random_policy(0), some_prompts(*[20] * MANY)
+    seeds_R = np.arange(MANY * NUM_SAMPLES)
     sampler.use(policy, checkpoint(policy))
     undisturbed = sampler.sample(prompts, num_samples=NUM_SAMPLES, seeds_R=seeds_R, params=params())
     victims: list[int] = []
@@ -359,7 +361,7 @@ def test_an_engine_that_is_killed_is_started_once_and_gives_the_same_bytes(
 def test_an_engine_that_dies_again_over_the_same_work_is_given_up_with_its_log(
     sampler: VllmSampler, checkpoint: Callable[[Policy], Path]
 ) -> None:
-    policy, prompts = random_policy(0), some_prompts(*[20] * 300)
+    policy, prompts = random_policy(0), some_prompts(*[20] * MANY)
     sampler.use(policy, checkpoint(policy))
 
     def kill(done: int, total: int) -> None:
@@ -367,7 +369,7 @@ def test_an_engine_that_dies_again_over_the_same_work_is_given_up_with_its_log(
 
     with pytest.raises(EngineDiedAgain) as caught:
         sampler.sample(
-            prompts, num_samples=NUM_SAMPLES, seeds_R=np.arange(300 * NUM_SAMPLES), params=params(), progress=kill
+            prompts, num_samples=NUM_SAMPLES, seeds_R=np.arange(MANY * NUM_SAMPLES), params=params(), progress=kill
         )
     assert str(caught.value).count("signal 9 (SIGKILL)") == 2
     assert "the end of its log" in str(caught.value)
