@@ -5,7 +5,7 @@ Beside what math-verify does by itself:
 * Nothing of an answer is evaluated as Python. Its parser of plain expressions (sympy.parse_expr, which is `eval`) is
   not used. Its LaTeX parser, which is, hands numbers to the same `eval`: here they must be digits.
 * A free `i` is the imaginary unit: math-verify takes it for a variable, and (1+i)^2 for another number than 2i.
-* Equal means equal to the last digit (exactness.py): math-verify looks at 15.
+* Numbers are equal to 900 digits (exactness.py): math-verify looks at 15.
 * No alarm signals: the parent's clock is the only limit.
 * It catches every exception of sympy on the way and answers "different". A comparison that ran out of memory or of
   stack has not found a difference: such exceptions are noted where they are still seen, and told.

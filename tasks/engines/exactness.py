@@ -1,15 +1,15 @@
 r"""Whether what an algebra system took for equal differs after all, by less than it looks at.
 
 math-verify works out numbers to 15 digits: \sqrt{2}+e^{-50} is \sqrt{2} to it, and so is \sqrt{2}x+e^{-50} for
-\sqrt{2}x. Here both sides are worked out, to as many digits as it takes, with a number for each variable.
+\sqrt{2}x. Here both sides are worked out to 900 digits, with a number for each variable.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
 DIGITS = 1000
-"""Digits to which a difference is looked for. guards.py lets no number of more through but products and powers."""
+"""Digits to which a difference is worked out. A smaller one, as of exp(-9999), is not seen."""
 CLOSE = 1e-6
 """Values farther apart than this are equal by some rule, or for other numbers than those tried: x for |x|."""
 
@@ -20,24 +20,41 @@ def differ_slightly(one: Any, other: Any) -> bool:
     A value of one side counts that is equal to none of the other's and close to one. Symbols stand for the same number
     on both sides; decimals are the fractions that they write.
     """
-    names = sorted({symbol.name for side in (one, other) for symbol in side.free_symbols})
-    expected, found = (list(_values(side, names)) for side in (one, other))
+    point = _point(one, other)
+    expected, found = (list(_values(side, point)) for side in (one, other))
     close = [pair for pair in product(found, expected) if _is_below(pair, 15, CLOSE)]
     equal = {value for value, wanted in close if value == wanted or _is_below((value, wanted), DIGITS, "1e-900")}
     return any(value not in equal for value, _ in close)
 
 
-def _values(side: Any, names: list[str]) -> Iterator[Any]:
-    """The expressions in a set, a tuple, an interval, an equation or a matrix, or the one that it is, as numbers."""
+def _point(one: Any, other: Any) -> dict[str, Any]:
+    """A number for each variable: between 1 and 2 and more, or whole where factorials would cost seconds otherwise."""
+    from sympy import Integer, Rational, binomial, factorial, gamma
+
+    names = sorted({symbol.name for side in (one, other) for symbol in side.free_symbols})
+    is_whole = any(side.has(factorial, binomial, gamma) for side in (one, other))
+    return {name: Integer(11 + 3 * i) if is_whole else Rational(137 + 34 * i, 101) for i, name in enumerate(names)}
+
+
+def _values(side: Any, point: Mapping[str, Any]) -> Iterator[Any]:
+    """What a set, a tuple, an interval or a matrix holds, or the one expression that it is, as numbers.
+
+    Of an equation or inequality only what a variable is compared with: the rest may be arranged in another way.
+    """
     from sympy import Expr, Float, MatrixBase, MatrixExpr, Rational
+    from sympy.core.relational import Relational
 
     side = side.doit() if isinstance(side, MatrixExpr) else side
-    if not isinstance(side, Expr):
+    if isinstance(side, Relational):
+        for name, value in ((side.lhs, side.rhs), (side.rhs, side.lhs)):
+            if name.is_Symbol and name not in value.free_symbols:
+                yield from _values(value, point)
+    elif isinstance(side, Expr):
+        exact = side.xreplace({value: Rational(str(value)) for value in side.atoms(Float)})
+        yield exact.xreplace({symbol: point[symbol.name] for symbol in exact.free_symbols})
+    else:
         for part in side.flat() if isinstance(side, MatrixBase) else side.args:
-            yield from _values(part, names)
-        return
-    exact = side.xreplace({value: Rational(str(value)) for value in side.atoms(Float)})
-    yield exact.xreplace({symbol: Rational(137 + 34 * names.index(symbol.name), 101) for symbol in exact.free_symbols})
+            yield from _values(part, point)
 
 
 def _is_below(pair: tuple[Any, Any], digits: int, limit: float | str) -> bool:

@@ -20,8 +20,8 @@ _MAX_PHRASES = 10_000
 """Phrases "answer is" that are looked at, from the last one backwards."""
 
 _PHRASE = re.compile(
-    r"\banswer(?: to (?:the|this) question| here| among (?:these|them|the (?:options|choices)))?+[*_]*+ *+"
-    r"(?:is\b|must be\b|[:\u2013\u2014]|- )|<answer>"
+    r"\banswer(?: to (?:the|this|your) question(?: above)?| here| among (?:these|them|the (?:options|choices)))?+"
+    r"[*_]*+ *+(?:is\b|must be\b|[:\u2013\u2014]|- )|<answer>"
     r"|(?:^|\b(?:correct|right|best) )(?:option|choice)[*_]*+ *+(?:is\b|:)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -60,11 +60,12 @@ _ANOTHER = re.compile(
 _END = re.compile(
     r"[.,;:!\u2014\u3002]|[ \t]*+(?:\r?\n|\(|\Z)|[ \t]++[-\u2013\u2014]|[-\u2013\u2014]\s"
     r"|\s*+</answer>|\s++(?i:because|since|as|due|which|based"
-    r"|rather than|instead of|for (?:the following|this|these|several)|is (?:the )?(?:correct|right|best))\b"
+    r"|(?:rather than|instead of)(?= [A-Za-z(])|for (?:the following|this|these|several)"
+    r"|is (?:the )?(?:correct|right|best))\b"
 )
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(
-    r"\b(?:not|never|cannot|if|whether|unless|why|had|wrong|incorrect|false|worst|least|unlikely"
+    r"\b(?:not|never|cannot|if|whether|unless|why|had|wrong|incorrect|false|worst|(?<!at )least|unlikely"
     r"|tempting|your)\b"
     r"|\b(?:second|next)[ -]best\b|n['\u2019]t\b",
     re.IGNORECASE,
@@ -86,7 +87,12 @@ _BARE = re.compile(
     r"(?:^|[.,;:/&]\s*|\b(?i:not|or|and|but|is|both|either|maybe|perhaps|alternatively)\s+)[(\[*]*(?P<label>[A-Z])(?![A-Za-z0-9'\u2019-])"
     r"(?=[)\].,;:*]*\s*(?:$|[.,;]|(?i:or|and|but)\b))"
 )
-_OPTION_LINE = re.compile(r"^[ \t*_(\[>\-]*+(?P<label>[A-Z])[*_]*+[).:\]]", re.MULTILINE)
+# A letter before the last paragraph, in a list or as an answer; "A patient", "a" and "type-B" are none.
+_LETTER_BEFORE = re.compile(r"(?<![A-Za-z0-9'\u2019\-])(?P<label>[A-Z])(?![A-Za-z0-9'\u2019\-])(?! [a-z])")
+_REJECTED = re.compile(
+    rf"(?:{_TAKEN_BACK.pattern}|\b(?:reject|rul(?:e|ed|ing) out|except|distract|eliminat))[^\n]*(?<![.!?)])\Z",
+    re.IGNORECASE,
+)
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
 
 
@@ -115,7 +121,7 @@ class ChoiceVerifier:
     3. The one option that is called the correct one: "C is correct.", "Option C is the best answer because ...".
     4. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or a labelled option, "(C)
        its text", "C. its text", in a text of one line; with `options`, also the very text of that option as the
-       last paragraph, where no other line starts with the letter of another.
+       last paragraph, where no other option's letter stands before it and the line before takes nothing back.
     Letters are capital; lower case counts only alone in a box or in brackets. The text of an option never decides for
     one; beside a letter it can contradict: `\boxed{C. <text of option A>}` is unparseable, and so are two
     letters in one box, in one phrase or in one line.
@@ -241,11 +247,13 @@ def _alone(text: str, options: Sequence[str]) -> _Stated | None:
     labelled = _LABELLED.fullmatch(content)
     if line == stripped:
         return _Stated(_labelled(content, options), line, is_open=True) if labelled else None
-    is_alone = not stripped.rsplit("\n", 2)[-2].strip()  # and not the end of a list
-    is_option = labelled and is_alone and _words(labelled["text"]) in map(_words, options)
-    if is_option and {match["label"] for match in _OPTION_LINE.finditer(text)} == set(_OPTION_LINE.findall(line)):
-        return _Stated(_labelled(content, options), line, is_open=True)
-    return None
+    before, blank, _ = ("\n" + stripped).rsplit("\n", 2)
+    if not labelled or blank.strip() or _words(labelled["text"]) not in map(_words, options):
+        return None  # the end of a list, or another text
+    letter = _labelled(content, options)
+    named = {match["label"] for match in _LETTER_BEFORE.finditer(before)} & set(LETTERS[: len(options)])
+    is_answer = named <= {letter} and not _REJECTED.search(before.rstrip()[-_WINDOW:])
+    return _Stated(letter, line, is_open=True) if is_answer else None
 
 
 def _labelled(content: str, options: Sequence[str]) -> str | None:

@@ -37,6 +37,7 @@ _CAPITALS = re.compile(r"[A-Z]{3,}")  # a ranking or a code word: CAB is no prod
 _ROMAN = re.compile(r"\(?v?i{2,3}\)?")  # (ii), which would be -1
 _VALUE_AT = re.compile(r"[a-zA-Z]\(-?[0-9.]+\)=")  # f(1)=3, which it takes for f(0)=3
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
+_DECIMAL = re.compile(r"(?<![0-9.])[0-9]+\.[0-9]+(?![0-9.]|\\overline)")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
 _REFUSED = re.compile(
     r"\^\{[^{}]*[0-9]{5}"  # a giant exponent
@@ -128,12 +129,22 @@ def letters(tokens: list[str]) -> set[str]:
 def algebra_form(form: str) -> str:
     r"""The form as math-verify must see it.
 
-    Letters at its end in braces, or it takes them for a unit.
+    Decimals are fractions, or it would work with floats, rounded to six places. Letters at the end are in braces, or
+    it takes them for a unit.
 
-    >>> algebra_form("5c"), algebra_form(r"\pi r"), algebra_form("2i+x"), algebra_form("x")
-    ('5{c}', '\\pi{r}', '2i+x', 'x')
+    >>> [algebra_form(form) for form in ["5c", r"\pi r", "2i+x", "e^{0.5}", "0.5^{x}"]]
+    ['5{c}', '\\pi{r}', '2i+x', 'e^{\\frac{1}{2}}', '(\\frac{1}{2})^{x}']
     """
-    return _LAST_LETTERS.sub(lambda match: f"{{{match[1]}}}", form)
+    return _LAST_LETTERS.sub(lambda match: f"{{{match[1]}}}", _DECIMAL.sub(_fraction, form))
+
+
+def _fraction(match: re.Match[str]) -> str:
+    number = exact_number(match[0])
+    assert number is not None  # its digits are all that was matched
+    if number.denominator == 1:
+        return str(number)
+    fraction = f"\\frac{{{number.numerator}}}{{{number.denominator}}}"
+    return f"({fraction})" if match.string[match.end() : match.end() + 1] in ("^", "!") else fraction
 
 
 def _is_refused(answer: str) -> bool:

@@ -11,6 +11,7 @@ from tasks.core.verifiers.boxes import after_thoughts, last_box
 from tasks.core.verifiers.exact_numbers import exact_number
 from tasks.core.verifiers.guards import Word, algebra_form, guarded, is_comparable
 from tasks.core.verifiers.latex import MAX_CHARACTERS, normal_form
+from tasks.core.verifiers.respelling import ORDINAL
 from tasks.core.verifiers.shapes import TOKEN, UNORDERED, Shape, bare, canonical, shape_of, trusted_units, without_unit
 
 _LETTER = (
@@ -89,9 +90,7 @@ class MathVerifier:
             return unparseable(box[1].raw)
         if word == "undecided":
             trusted = trusted_units(gold)
-            return Comparison(
-                answer=algebra_form(_value(form, trusted)), gold=algebra_form(_exact(_value(gold, trusted)))
-            )
+            return Comparison(answer=algebra_form(_value(form, trusted)), gold=algebra_form(_value(gold, trusted)))
         status = Status.CORRECT if word == "equal" else Status.WRONG
         return Judgement(status=status, extracted_answer=canonical(form)[:MAX_EXTRACTED_CHARACTERS])
 
@@ -202,9 +201,11 @@ def _is_other_by_signs(raw: str, form: str, raw_gold: str, gold: str) -> bool:
 
 
 def _sign(raw: str) -> str:
-    """The unit of a dollar sign, or of a percent or degree sign at the end; "" for none."""
+    """The unit of a dollar sign, of a percent or degree sign at the end, or of an ordinal; "" for none."""
     if "\\$" in raw:
         return "dollar"
+    if ORDINAL.fullmatch(raw):
+        return "ordinal"
     match = _LAST_SIGN.search(raw)
     return ("percent" if match["percent"] else "degree") if match else ""
 
@@ -289,9 +290,3 @@ def _value(form: str, trusted: frozenset[str]) -> str:
     """A single value without its unit, which an algebra system would read in its own way; all else as it is."""
     shape = shape_of(form)
     return without_unit(shape.items[0], trusted)[0] if shape.kind == "value" else form
-
-
-def _exact(gold: str) -> str:
-    """A gold decimal as a fraction: math-verify would compare a float, rounded to six places."""
-    number = exact_number(gold) if "." in gold else None
-    return gold if number is None else f"\\frac{{{number.numerator}}}{{{number.denominator}}}"

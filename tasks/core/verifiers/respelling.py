@@ -21,12 +21,20 @@ _TIME = re.compile(  # 5 am may be a product, 5\text{ am} is none
     rf"\s*{_TEXT}\s*(?P<hour>[0-9]{{1,2}})(?:{_MINUTE}{_GAP}{_TEXT}|{_GAP}\\(?:text|textrm|mathrm)\{{)"
     r" ?(?P<half>[aApP])\.? ?[mM]\.?\}{0,2}\.?\s*"
 )
-_ORDINAL = re.compile(rf"\s*{_TEXT}(?P<number>[0-9]+)\^?\{{?{_TEXT}(?:st|nd|rd|th)\}}{{0,2}}\.?\s*")
-_BASES = dict(zip("two three four five six seven eight nine".split(), range(2, 10), strict=True))  # noqa: SIM905
-_IN_BASE = rf"(?:base ?)?({'|'.join(_BASES)}|[0-9]{{1,2}})"
+ORDINAL = re.compile(rf"\s*{_TEXT}(?P<number>[0-9]+(?:,[0-9]{{3}})*)\^?\{{?{_TEXT}(?:st|nd|rd|th)\}}{{0,2}}\.?\s*")
+"""A whole number with st, nd, rd or th, in whatever way it is raised."""
+_BASES = {
+    word: number
+    for number, word in enumerate(
+        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(),  # noqa: SIM905
+        start=2,
+    )
+}
+_IN_BASE = rf"(?:base ?)?({'|'.join(reversed(_BASES))}|[0-9]{{1,2}})"
 _BASE = re.compile(
-    rf"_(?:\{{\\(?:text|mathrm)\{{ ?{_IN_BASE} ?\}}\}}|\{{(?:\\text\{{ ?base ?\}} ?)?{_IN_BASE}\}}"
-    rf"|\\(?:text|mathrm)\{{ ?{_IN_BASE} ?\}})"
+    rf"_(?:\{{\\(?:text|textrm|mathrm)\{{ ?{_IN_BASE} ?\}}\}}|\{{(?:\\text\{{ ?base ?\}} ?)?{_IN_BASE}\}}"
+    rf"|\\(?:text|textrm|mathrm)\{{ ?{_IN_BASE} ?\}})",
+    re.IGNORECASE,
 )
 _ODD_ROOT = re.compile(r"\\sqrt\[(?P<degree>[3579])\]\{-(?P<number>[0-9]+)\}")
 _DOTTED = re.compile(r"(?<=\.)(?P<before>[0-9]*)\\dot\{(?P<cycle>[0-9])\}(?![0-9\\])")
@@ -50,9 +58,9 @@ def respelt(raw: str) -> str:
     ('2 , 5\\text{ cm}', '\\begin{pmatrix}1\\\\2\\end{pmatrix}')
     """
     text = _ROW_GAP.sub("", _PLAIN_ROOT.sub(r"\\sqrt{\1}", raw)).translate(SIGNS)
-    time, ordinal = _TIME.fullmatch(text), _ORDINAL.fullmatch(text)
+    time, ordinal = _TIME.fullmatch(text), ORDINAL.fullmatch(text)
     if time:
-        minute = f":{time['minute']}" if time["minute"] else ""
+        minute = f":{time['minute']}" if time["minute"] not in (None, "00") else ""
         return f"{time['hour']}{minute}\\text{{ {time['half'].lower()}m}}"
     if ordinal:
         return ordinal["number"]
@@ -81,7 +89,7 @@ def with_fractions(form: str) -> str:
 
 
 def _subscript(match: re.Match[str]) -> str:
-    base = match[match.lastindex or 0]
+    base = match[match.lastindex or 0].lower()
     return f"_{{{_BASES.get(base, base)}}}"
 
 

@@ -36,7 +36,7 @@ def test_algebra_leads_to_the_stored_status(case, algebra) -> None:
 def test_text_alone_decides_nearly_all_adversarial_cases() -> None:
     adversarial = [case for case in CASES if case.get("adversarial")]
     assert len(adversarial) >= 100
-    assert sum(case["status"] == "comparison" for case in adversarial) <= 20
+    assert sum(case["status"] == "comparison" for case in adversarial) <= 0.15 * len(adversarial)
 
 
 def test_what_math_verify_wrongly_accepts_is_refused_before_it() -> None:

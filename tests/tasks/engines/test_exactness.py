@@ -43,3 +43,18 @@ def test_what_is_far_apart_or_has_no_value_is_left_to_the_rules_of_algebra() -> 
         (X, sp.Integer(1)),
     ]:
         assert not differ_slightly(one, other)
+
+
+def test_an_equation_may_be_arranged_in_another_way() -> None:
+    small = sp.Rational(1, 2 * 10**7)
+    assert not differ_slightly(sp.Eq(Y, small * X), sp.Eq(Y - small * X, 0))
+    assert not differ_slightly(sp.Eq(Y, small * X), sp.Eq(Y / small - X, 0))
+    assert differ_slightly(sp.Eq(Y, small * X), sp.Eq(Y, small * X + small**2))
+    assert differ_slightly(sp.sqrt(2) < X, sp.sqrt(2) + small < X)
+
+
+def test_factorials_of_variables_are_worked_out_for_whole_numbers() -> None:
+    """1,000 digits of the gamma function cost seconds: a right answer would end at the time limit."""
+    choices = sp.factorial(Y) / (sp.factorial(X) * sp.factorial(Y - X))
+    assert not differ_slightly(sp.binomial(Y, X), choices)
+    assert differ_slightly(sp.binomial(Y, X), choices + sp.exp(-50))
