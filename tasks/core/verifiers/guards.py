@@ -37,7 +37,7 @@ _CAPITALS = re.compile(r"[A-Z]{3,}")  # a ranking or a code word: CAB is no prod
 _ROMAN = re.compile(r"\(?v?i{2,3}\)?")  # (ii), which would be -1
 _VALUE_AT = re.compile(r"[a-zA-Z]\(-?[0-9.]+\)=")  # f(1)=3, which it takes for f(0)=3
 _LAST_LETTERS = re.compile(r"(?:(?<=[0-9})]) ?|(?<=[a-z]) )([a-zA-Z]+)$")
-_DECIMAL = re.compile(r"(?<![0-9.])[0-9]+\.[0-9]+(?![0-9.]|\\overline)")
+_DECIMAL = re.compile(r"(?<![0-9.])[0-9]+\.(?:[0-9]*\\overline\{[0-9]+\}|[0-9]+(?![0-9.]|\\overline))")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{9}")
 _REFUSED = re.compile(
     r"\^\{[^{}]*[0-9]{5}"  # a giant exponent
@@ -132,8 +132,8 @@ def algebra_form(form: str) -> str:
     Decimals are fractions, or it would work with floats, rounded to six places. Letters at the end are in braces, or
     it takes them for a unit.
 
-    >>> [algebra_form(form) for form in ["5c", r"\pi r", "2i+x", "e^{0.5}", "0.5^{x}"]]
-    ['5{c}', '\\pi{r}', '2i+x', 'e^{\\frac{1}{2}}', '(\\frac{1}{2})^{x}']
+    >>> [algebra_form(form) for form in ["5c", r"\pi r", "2i+x", r"0.\overline{3}x", "0.5^{x}"]]
+    ['5{c}', '\\pi{r}', '2i+x', '\\frac{1}{3}{x}', '(\\frac{1}{2})^{x}']
     """
     return _LAST_LETTERS.sub(lambda match: f"{{{match[1]}}}", _DECIMAL.sub(_fraction, form))
 
