@@ -1,5 +1,6 @@
 """README's promises, executed: its SQL on a run's real tables, its commands and folders as they are."""
 
+import json
 import re
 import shlex
 import sys
@@ -15,7 +16,9 @@ from flows.loop import train_experiment
 from storage.catalog import open_catalog, run_query
 from tasks.core.advantage import compute_advantages
 from tasks.core.prefix_tree import edge_token_ids
+from tasks.core.verifiers import VERIFIERS
 from tasks.experiment import experiment_names, load_experiment
+from tests.tasks.core.verifier_cases import CASES, load_cases
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -98,3 +101,13 @@ def test_the_python_program_of_the_readme_compiles():
     (program,) = re.findall(r"<<'PY'\n(.*?)\n    PY", README, re.DOTALL)
     compile("\n".join(line[4:] for line in program.splitlines()), "README.md", "exec")
     assert sys.version_info >= (3, 11)
+
+
+def test_the_readme_s_numbers_of_cases_and_completions_are_those_of_the_files():
+    cases = [case for name in VERIFIERS if (CASES / f"{name}.json").exists() for case in load_cases(name)]
+    num_adversarial = sum(case.get("adversarial", False) for case in cases)
+    assert f"{len(cases):,} cases with provenance, {num_adversarial} of them adversarial" in README
+    compared = ROOT / "tests" / "comparability"
+    num_scorers = len(json.loads((compared / "disagreements.json").read_text(encoding="utf-8"))["table"])
+    num_completions = len((compared / "completions.jsonl").read_text(encoding="utf-8").splitlines())
+    assert f"{num_scorers} scorers of lm-eval, verl and math-verify say otherwise on {num_completions}" in README

@@ -5,11 +5,14 @@ math-verify works out numbers to 15 digits: \sqrt{2}+e^{-50} is \sqrt{2} to it, 
 """
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
 DIGITS = 1000
-"""Digits to which a difference is worked out. A smaller one, as of exp(-9999), is not seen."""
+"""Digits to which a difference is worked out."""
+SMALLEST = Fraction(1, 10**900)
+"""Smallest difference that is seen, more than is left of two equal numbers that are worked out to DIGITS."""
 CLOSE = 1e-6
 """Values farther apart than this are equal by some rule, or for other numbers than those tried: x for |x|."""
 
@@ -22,8 +25,8 @@ def differ_slightly(one: Any, other: Any) -> bool:
     """
     point = _point(one, other)
     expected, found = (list(_values(side, point)) for side in (one, other))
-    close = [pair for pair in product(found, expected) if _is_below(pair, 15, CLOSE)]
-    equal = {value for value, wanted in close if value == wanted or _is_below((value, wanted), DIGITS, "1e-900")}
+    close = [pair for pair in product(found, expected) if _gap(pair, 15, otherwise=CLOSE) < CLOSE]
+    equal = {value for value, wanted in close if _gap((value, wanted), DIGITS, otherwise=0.0) < SMALLEST}
     return any(value not in equal for value, _ in close)
 
 
@@ -57,12 +60,10 @@ def _values(side: Any, point: Mapping[str, Any]) -> Iterator[Any]:
             yield from _values(part, point)
 
 
-def _is_below(pair: tuple[Any, Any], digits: int, limit: float | str) -> bool:
-    """Whether two numbers are closer than `limit`; not so for infinite ones and what sympy has no value for."""
-    from sympy import Float
-
+def _gap(pair: tuple[Any, Any], digits: int, *, otherwise: float) -> Any:
+    """How far apart two numbers are; `otherwise` for infinite ones and where sympy has no value for them."""
     try:
         gap = abs((pair[0] - pair[1]).evalf(2, maxn=digits))
-        return bool(gap.is_finite and gap < Float(limit))
+        return gap if gap.is_finite and gap.is_number else otherwise
     except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
-        return False
+        return otherwise

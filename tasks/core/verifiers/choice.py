@@ -65,9 +65,8 @@ _END = re.compile(
 )
 # "I do not think the answer is C", "if the answer is C": a clause before the phrase that takes it back.
 _TAKEN_BACK = re.compile(
-    r"\b(?:not|never|cannot|if|whether|unless|why|had|wrong|incorrect|false|worst|(?<!at )least|unlikely"
-    r"|tempting|your)\b"
-    r"|\b(?:second|next)[ -]best\b|n['\u2019]t\b",
+    r"\b(?:not|never|cannot|if|whether|unless|why|had|wrong|incorrect|false|worst|(?<!at )least"
+    r"|unlikely|tempting|your)\b|\b(?:second|next)[ -]best\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
 _ARTICLE = re.compile(r" [a-z]")  # "this answer: A patient with", "I choose A lower dose"
@@ -113,11 +112,10 @@ class ChoiceVerifier:
        `options`, also `\boxed{C \text{ (its text)}}` and others with the very text of that option.
     2. The last "answer is", "answer:", "option is" ... that is followed by a letter standing alone: "The answer is C.",
        "Answer: (C) its text", "**Answer:** C", "the answer is (c)"; where there is none, the last "answer would be",
-       "answer should be" or "I choose" that is. The letter must be ended by
-       punctuation, a bracket, a line's end or a word such as "because": "the answer is A patient ..." is no choice.
-       "Answer: A/B", "A or B", "not C" and "None" decide as well, for no letter; other words ("the answer is aspirin")
-       are passed over, and so are phrases that are taken back ("I do not think the answer is C", "if the answer is C",
-       "Incorrect answer: C").
+       "answer should be" or "I choose" that is. The letter must be ended by punctuation, a bracket, a line's end or a
+       word such as "because": "the answer is A patient ..." is no choice. "Answer: A/B", "A or B", "not C" and "None"
+       decide as well, for no letter; other words ("the answer is aspirin") are passed over, and so are phrases that are
+       taken back ("I do not think the answer is C", "if the answer is C", "Incorrect answer: C").
     3. The one option that is called the correct one: "C is correct.", "Option C is the best answer because ...".
     4. A capital letter alone: "C", "(C)", "**C**", "C." as all the text or as its last line; or a labelled option, "(C)
        its text", "C. its text", in a text of one line; with `options`, also the very text of that option as the

@@ -23,13 +23,7 @@ _TIME = re.compile(  # 5 am may be a product, 5\text{ am} is none
 )
 ORDINAL = re.compile(rf"\s*{_TEXT}(?P<number>[0-9]+(?:,[0-9]{{3}})*)\^?\{{?{_TEXT}(?:st|nd|rd|th)\}}{{0,2}}\.?\s*")
 """A whole number with st, nd, rd or th, in whatever way it is raised."""
-_BASES = {
-    word: number
-    for number, word in enumerate(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(),  # noqa: SIM905
-        start=2,
-    )
-}
+_BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
 _IN_BASE = rf"(?:base ?)?({'|'.join(reversed(_BASES))}|[0-9]{{1,2}})"
 _BASE = re.compile(
     rf"_(?:\{{\\(?:text|textrm|mathrm)\{{ ?{_IN_BASE} ?\}}\}}|\{{(?:\\text\{{ ?base ?\}} ?)?{_IN_BASE}\}}"
@@ -90,7 +84,7 @@ def with_fractions(form: str) -> str:
 
 def _subscript(match: re.Match[str]) -> str:
     base = match[match.lastindex or 0].lower()
-    return f"_{{{_BASES.get(base, base)}}}"
+    return f"_{{{2 + _BASES.index(base) if base in _BASES else base}}}"
 
 
 def _improper(match: re.Match[str]) -> str:
