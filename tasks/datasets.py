@@ -55,7 +55,7 @@ class DatasetSource:
         bad: list[str] = []
         num_rows = 0
         for config in dataset.configs or (None,):
-            rows = load_rows(dataset.hub_id, config, self.split, dataset.revision, self.hub_root)
+            rows = load_rows(dataset.hub_id, config, self.split, self.revision, self.hub_root)
             self._check_columns(dataset, rows.features)
             self._check_count(dataset, config, len(rows))
             for number, row in enumerate(rows, start=num_rows):

@@ -18,6 +18,8 @@ class NotFound(ValueError):
 def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_root: str | None) -> Any:
     """The split as a `datasets.Dataset`: from `hub_root`/hub_id when that is given, else from the Hub at `revision`.
 
+    `datasets` keeps what it has read by the dataset's name and the patterns of its files. So that a mirror that has
+    changed, or another one, is read anew, each `revision` of a mirror (`mirror_revision`) has a cache of its own.
     Raises NotFound when the folder or the split does not exist, or the Hub cannot be reached.
     """
     import datasets
@@ -27,7 +29,8 @@ def load_rows(hub_id: str, config: str | None, split: str, revision: str, hub_ro
         logging.getLogger(logger).setLevel(logging.ERROR)  # retries are theirs to make, the one message ours to give
     if hub_root is not None:
         where = str(_mirror(hub_id, hub_root))
-        source: dict[str, Any] = {"path": where}
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / revision.replace(":", "-")
+        source: dict[str, Any] = {"path": where, "cache_dir": str(cache)}
         remedy = (
             "Mirror that configuration and split too, and the dataset's README.md, which may say where they are, or "
             "leave hub_root out to load from the Hub"

@@ -326,6 +326,22 @@ def test_a_mirror_s_benchmarks_are_listed_and_what_it_lacks(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("name", ["mmlu_medical", "medqa", "math500"])
+def test_a_mirror_that_has_changed_is_read_anew(tmp_path: Path, name: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    before = load(mirror(tmp_path, name), name)
+    changed = {
+        file: [row | {"problem" if name == "math500" else "question": "What else?"} for row in rows]
+        for file, rows in LAYOUT[name].items()
+    }
+    for root in (tmp_path, tmp_path / "elsewhere"):
+        assert {example.question for example in load(mirror(root, name, changed), name)} == {"What else?"}
+    assert load(mirror(tmp_path, name), name) == before
+    lacking = {file: [{"subject": "anatomy"} for _ in rows] for file, rows in LAYOUT[name].items()}
+    with pytest.raises(BadDataset, match="the copy has another schema"):
+        load(mirror(tmp_path, name, lacking), name)
+
+
 def few_shot(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, prompts=PromptsConfig(few_shot=1))
 
