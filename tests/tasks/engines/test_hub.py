@@ -38,12 +38,13 @@ def mirror(tmp_path: Path) -> Path:
 
 def gsm8k(split: str, hub_root: Path | None) -> DatasetSource:
     root = None if hub_root is None else str(hub_root)
-    return DatasetSource(dataset="gsm8k", split=split, revision="r", arithmetic=None, hub_root=root)
+    revision = DATASETS["gsm8k"].revision if root is None else mirror_revision(GSM8K, ("main",), root)
+    return DatasetSource(dataset="gsm8k", split=split, revision=revision, arithmetic=None, hub_root=root)
 
 
 @needs_gsm8k
 def test_gsm8k_loads_from_a_folder_in_the_hub_layout() -> None:
-    rows = load_rows(GSM8K, "main", "test", "unused", str(HUB))
+    rows = load_rows(GSM8K, "main", "test", mirror_revision(GSM8K, ("main",), str(HUB)), str(HUB))
     assert rows[0]["question"].startswith("Janet")  # the first test problem: 16 - 3 - 4 = 9 eggs at $2
     example = gsm8k("test", HUB).examples()[0]
     assert (example.row_index, example.answer) == (0, "18")
